@@ -1,0 +1,1 @@
+//! Sources of models: Hugging Face, ModelScope and local directories.

@@ -1,0 +1,1 @@
+//! OCI distribution client, OCI layouts on disk, and the credentials for them.

@@ -1,0 +1,2 @@
+//! The Towline daemon.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The kernel side of a model mount: FUSE, errno, passthrough.

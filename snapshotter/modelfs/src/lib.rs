@@ -1,0 +1,1 @@
+//! The file tree of a model, and how a read becomes pieces.

@@ -1,0 +1,1 @@
+//! Pieces on disk: verified in, sealed when whole, recovered after a crash, evicted when space is short.

@@ -1,0 +1,1 @@
+//! End-to-end tests, the demo and benchmarks, on real parts.
