@@ -3,8 +3,20 @@
 //! Pure and streaming: no sockets, no files, no clock. Every byte is a function of the input and of the format
 //! version; `docs/format.md` specifies it, and the readers here treat their input as hostile.
 
+pub mod image;
+pub mod index;
+mod json;
+pub mod memory;
+pub mod model;
+pub mod path;
 mod piece;
+pub mod plan;
+pub mod tar;
 
+pub use image::{Artifact, AssembleError, Blob, FileDigests, assemble};
+pub use index::Provenance;
+pub use model::{Model, ModelError, ModelFile, chain_id};
+pub use plan::{FileSpec, LayerPlan, Plan, PlanError, Segment};
 pub use piece::{
     ContentId, Corrupt, MAX_FILE_LEN, PIECE_LEN, ParseDigestError, PieceDigest, PieceHasher, PieceIndex, PieceTable,
     PieceTableError, Sha256, VerifiedPiece, digest_count, hash_piece, piece_count,
