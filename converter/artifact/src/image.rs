@@ -58,7 +58,10 @@ pub struct Blob {
 
 impl std::fmt::Debug for Blob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Blob").field("digest", &self.digest).field("len", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("Blob")
+            .field("digest", &self.digest)
+            .field("len", &self.bytes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,7 +132,11 @@ pub fn assemble(
     base_data: &[impl AsRef<[u8]>],
     source: Provenance,
 ) -> Result<Artifact, AssembleError> {
-    assert_eq!((digests.len(), layers.len()), (plan.files.len(), plan.weight_layers.len()), "lists parallel to plan");
+    assert_eq!(
+        (digests.len(), layers.len()),
+        (plan.files.len(), plan.weight_layers.len()),
+        "lists parallel to plan"
+    );
     if !source.is_sound() {
         return Err(AssembleError::Provenance);
     }
@@ -163,7 +170,11 @@ fn base_layer(plan: &Plan, data: &[impl AsRef<[u8]>], index: &[u8], pieces: &[u8
     for item in plan.base_entries() {
         out.extend(tar::header(&item.entry));
         if let Some(n) = item.file {
-            assert_eq!(plan.places[n].offset, out.len() as u64, "the plan places a file where the writer does");
+            assert_eq!(
+                plan.places[n].offset,
+                out.len() as u64,
+                "the plan places a file where the writer does"
+            );
             append(&mut out, data.next().expect("data for every file of the base").as_ref());
         }
     }
@@ -292,7 +303,8 @@ impl Image<'_> {
         let known = ["safetensors", "gguf", "onnx"];
         known.into_iter().find(|format| {
             let mut weights = self.index.files.iter().filter(|file| file.layer > 0).peekable();
-            weights.peek().is_some() && weights.all(|file| file.path.rsplit_once('.').is_some_and(|(_, x)| x == *format))
+            weights.peek().is_some()
+                && weights.all(|file| file.path.rsplit_once('.').is_some_and(|(_, x)| x == *format))
         })
     }
 

@@ -181,7 +181,12 @@ impl Index {
     }
 
     /// The index of a plan whose bytes have been hashed.
-    pub(crate) fn new(plan: &Plan, files: &[crate::FileDigests], layers: &[Sha256], source: Provenance) -> Self {
+    pub(crate) fn new(
+        plan: &Plan,
+        files: &[crate::FileDigests],
+        layers: &[Sha256],
+        source: Provenance,
+    ) -> Self {
         let layers = layers.iter().zip(&plan.weight_layers);
         let files = plan.files.iter().zip(&plan.places).zip(files);
         Self {

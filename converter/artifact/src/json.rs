@@ -28,7 +28,13 @@ fn write(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-fn list<T>(open: u8, close: u8, items: impl IntoIterator<Item = T>, out: &mut Vec<u8>, each: impl Fn(T, &mut Vec<u8>)) {
+fn list<T>(
+    open: u8,
+    close: u8,
+    items: impl IntoIterator<Item = T>,
+    out: &mut Vec<u8>,
+    each: impl Fn(T, &mut Vec<u8>),
+) {
     out.push(open);
     for (n, item) in items.into_iter().enumerate() {
         if n > 0 {

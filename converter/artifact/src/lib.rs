@@ -16,8 +16,8 @@ pub mod tar;
 pub use image::{Artifact, AssembleError, Blob, FileDigests, assemble};
 pub use index::Provenance;
 pub use model::{Model, ModelError, ModelFile, chain_id};
-pub use plan::{FileSpec, LayerPlan, Plan, PlanError, Segment};
 pub use piece::{
-    ContentId, Corrupt, MAX_FILE_LEN, PIECE_LEN, ParseDigestError, PieceDigest, PieceHasher, PieceIndex, PieceTable,
-    PieceTableError, Sha256, VerifiedPiece, digest_count, hash_piece, piece_count,
+    ContentId, Corrupt, MAX_FILE_LEN, PIECE_LEN, ParseDigestError, PieceDigest, PieceHasher, PieceIndex,
+    PieceTable, PieceTableError, Sha256, VerifiedPiece, digest_count, hash_piece, piece_count,
 };
+pub use plan::{FileSpec, LayerPlan, Plan, PlanError, Segment};

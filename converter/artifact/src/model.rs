@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::image::index_entry;
-use crate::index::{FileRecord, INDEX_PATH, Index, IndexError, LayerRecord, MAX_INDEX_LEN, MAX_PIECES, Mode, PIECES_PATH, Provenance};
+use crate::index::{
+    FileRecord, INDEX_PATH, Index, IndexError, LayerRecord, MAX_INDEX_LEN, MAX_PIECES, Mode, PIECES_PATH,
+    Provenance,
+};
 use crate::path::{self, MAX_FILES, PathError};
 use crate::piece::{ContentId, PIECE_LEN, PieceDigest, PieceTable, PieceTableError, Sha256, digest_count};
 use crate::plan::{BASE_FILES_LEN, FileSpec, base_entries, names};
@@ -167,7 +170,11 @@ impl Model {
     /// Sum of the lengths of all files in bytes, the index files left out.
     #[must_use]
     pub fn total_len(&self) -> u64 {
-        self.files.iter().filter(|file| !file.path.starts_with(".towline/")).map(|file| file.table.file_len()).sum()
+        self.files
+            .iter()
+            .filter(|file| !file.path.starts_with(".towline/"))
+            .map(|file| file.table.file_len())
+            .sum()
     }
 }
 
@@ -262,7 +269,9 @@ fn read_files(index: &Index, pieces: &[u8], base: &[u8]) -> Result<Vec<ModelFile
 
 fn base_file_matches(file: &ModelFile, base: &[u8]) -> bool {
     let range = file.layer_range();
-    let (Ok(start), Ok(end)) = (usize::try_from(range.start), usize::try_from(range.end)) else { return false };
+    let (Ok(start), Ok(end)) = (usize::try_from(range.start), usize::try_from(range.end)) else {
+        return false;
+    };
     let data = &base[start..end];
     // A writer puts only files below one piece here, but a reader need not insist.
     *blake3::hash(data).as_bytes() == file.table.content().0 && Sha256::of(data) == file.sha256

@@ -73,7 +73,9 @@ pub fn check_path(path: &str) -> Result<(), PathError> {
         match component {
             "" => return forbidden("has an empty component"),
             "." | ".." => return forbidden("has a component that is . or .."),
-            _ if component.len() > MAX_COMPONENT_LEN => return forbidden("has a component longer than 255 bytes"),
+            _ if component.len() > MAX_COMPONENT_LEN => {
+                return forbidden("has a component longer than 255 bytes");
+            }
             _ if depth >= MAX_DEPTH => return forbidden("has more than 64 components"),
             RESERVED if depth == 0 => return forbidden("is in .towline, which is reserved for the index"),
             _ => {}
@@ -144,7 +146,9 @@ mod tests {
         let found = check_files(paths.iter().copied()).err().map(|error| error.to_string());
         match expected {
             None => assert_eq!(found, None),
-            Some(text) => assert!(found.as_deref().is_some_and(|f| f.contains(text)), "{found:?} lacks {text:?}"),
+            Some(text) => {
+                assert!(found.as_deref().is_some_and(|f| f.contains(text)), "{found:?} lacks {text:?}")
+            }
         }
     }
 

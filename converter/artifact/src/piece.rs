@@ -416,7 +416,11 @@ mod tests {
         let mut hasher = PieceHasher::new();
         data.chunks(step).for_each(|chunk| hasher.update(chunk));
         let table = hasher.finish();
-        assert_eq!(table.content().to_string(), blake3::hash(&data).to_hex().as_str(), "b3sum of {len} bytes");
+        assert_eq!(
+            table.content().to_string(),
+            blake3::hash(&data).to_hex().as_str(),
+            "b3sum of {len} bytes"
+        );
         assert_eq!(table.file_len(), len);
         let again = PieceTable::new(table.content(), len, table.digests().to_vec());
         assert_eq!(again.as_ref(), Ok(&table));

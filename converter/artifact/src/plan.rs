@@ -167,7 +167,8 @@ pub(crate) struct BaseEntry {
 pub(crate) fn base_entries(files: &[FileSpec], in_base: impl Fn(usize) -> bool) -> Vec<BaseEntry> {
     let mut dirs = path::directories(names(files));
     dirs.insert(path::RESERVED);
-    let dir = |path: &str| BaseEntry { entry: Entry { path: path.to_owned(), kind: Kind::Directory }, file: None };
+    let dir =
+        |path: &str| BaseEntry { entry: Entry { path: path.to_owned(), kind: Kind::Directory }, file: None };
     let mut entries: Vec<BaseEntry> = dirs.into_iter().map(dir).collect();
     for (n, spec) in files.iter().enumerate().filter(|&(n, _)| in_base(n)) {
         let mut file = Some(n);
@@ -309,7 +310,10 @@ mod tests {
     #[test]
     fn small_files_are_the_base_and_each_large_one_a_layer() {
         check(&[("config.json", 700), ("a.safetensors", 5 * GIB)], &[&["config.json"], &["a.safetensors"]]);
-        check(&[("a", PIECE_LEN - 1), ("b", PIECE_LEN), ("c", PIECE_LEN + 1), ("d", 0)], &[&["a", "d"], &["b"], &["c"]]);
+        check(
+            &[("a", PIECE_LEN - 1), ("b", PIECE_LEN), ("c", PIECE_LEN + 1), ("d", 0)],
+            &[&["a", "d"], &["b"], &["c"]],
+        );
         check(&[("only", 9 * GIB)], &[&[], &["only"]]);
         check(&[("z", 1), ("a", 1)], &[&["a", "z"]]);
     }
@@ -328,7 +332,10 @@ mod tests {
         let too_long = Plan::new(vec![FileSpec::new("a", MAX_FILE_LEN + 1)]);
         assert!(matches!(too_long, Err(PlanError::TooLong { .. })));
         let clash = FileSpec { links: vec!["b".into()], ..FileSpec::new("a", 1) };
-        assert!(matches!(Plan::new(vec![clash, FileSpec::new("b", 1)]), Err(PlanError::Path(PathError::Clash { .. }))));
+        assert!(matches!(
+            Plan::new(vec![clash, FileSpec::new("b", 1)]),
+            Err(PlanError::Path(PathError::Clash { .. }))
+        ));
     }
 
     #[test]

@@ -96,7 +96,14 @@ pub fn header(entry: &Entry) -> Vec<u8> {
     let mut out = Vec::new();
     if !records.is_empty() {
         let pax_len = records.len() as u64;
-        out.extend(block(Fields { prefix: b"", name: PAX_NAME, mode: 0o644, len: pax_len, typeflag: b'x', link: b"" }));
+        out.extend(block(Fields {
+            prefix: b"",
+            name: PAX_NAME,
+            mode: 0o644,
+            len: pax_len,
+            typeflag: b'x',
+            link: b"",
+        }));
         out.extend(&records);
         out.resize(out.len() + padding(pax_len), 0);
     }
@@ -219,9 +226,8 @@ pub fn read(bytes: &[u8], max_entries: usize) -> Result<Vec<Found>, TarError> {
         }
         let canonical = || TarError::NotCanonical { at: at as u64 };
         let truncated = || TarError::Truncated { at: at as u64 };
-        let (entry, header_len) = read_header(rest).ok_or_else(|| {
-            if rest.len() < 2 * BLOCK as usize { truncated() } else { canonical() }
-        })?;
+        let (entry, header_len) = read_header(rest)
+            .ok_or_else(|| if rest.len() < 2 * BLOCK as usize { truncated() } else { canonical() })?;
         if header(&entry) != rest[..header_len] {
             return Err(canonical());
         }
@@ -325,7 +331,8 @@ fn text(field: &[u8]) -> Option<&str> {
 /// Whether every path and link target in `found` is allowed in a tree, the reserved directory aside.
 #[must_use]
 pub fn paths_are_plain(found: &[Found]) -> bool {
-    let plain = |path: &str| check_path(path.strip_prefix(".towline/").unwrap_or(path)).is_ok() || path == ".towline";
+    let plain =
+        |path: &str| check_path(path.strip_prefix(".towline/").unwrap_or(path)).is_ok() || path == ".towline";
     found.iter().all(|f| {
         plain(&f.entry.path) && !matches!(&f.entry.kind, Kind::HardLink { target, .. } if !plain(target))
     })
@@ -364,7 +371,10 @@ mod tests {
         for (entry, (expected, found)) in archive.entries().unwrap().zip(entries.iter().zip(&found)) {
             let mut entry = entry.unwrap();
             count += 1;
-            assert_eq!(entry.path_bytes().strip_suffix(b"/").unwrap_or(&entry.path_bytes()), expected.path.as_bytes());
+            assert_eq!(
+                entry.path_bytes().strip_suffix(b"/").unwrap_or(&entry.path_bytes()),
+                expected.path.as_bytes()
+            );
             assert_eq!(entry.size(), expected.data_len());
             if let Kind::HardLink { target, .. } = &expected.kind {
                 assert_eq!(entry.link_name_bytes().unwrap().as_ref(), target.as_bytes());
@@ -383,12 +393,15 @@ mod tests {
         for name in [1, 99, 100, 101, 254, 255] {
             check(&[file(&long(name), 3)]);
         }
-        for (dir, name) in [(1, 99), (1, 100), (1, 101), (154, 100), (155, 100), (156, 100), (155, 101), (200, 200)] {
+        for (dir, name) in
+            [(1, 99), (1, 100), (1, 101), (154, 100), (155, 100), (156, 100), (155, 101), (200, 200)]
+        {
             check(&[file(&format!("{}/{}", long(dir), long(name)), 0)]);
         }
         let dir = Entry { path: format!("{}/{}", long(120), long(99)), kind: Kind::Directory };
         let target = format!("{}/t", long(120));
-        let link = Entry { path: "link".into(), kind: Kind::HardLink { target: target.clone(), executable: false } };
+        let link =
+            Entry { path: "link".into(), kind: Kind::HardLink { target: target.clone(), executable: false } };
         check(&[dir, file(&target, 512), link, file("zurück/größe", 513), file("z", 0)]);
     }
 
@@ -418,7 +431,10 @@ mod tests {
         let good = archive(&[file("a", 5), file("b", 600)]);
         assert!(read(&good, 2).is_ok());
         assert_eq!(read(&good, 1), Err(TarError::TooMany { limit: 1 }));
-        assert!(matches!(read(&good[..good.len() - 1], 9), Err(TarError::Truncated { .. } | TarError::NotCanonical { .. })));
+        assert!(matches!(
+            read(&good[..good.len() - 1], 9),
+            Err(TarError::Truncated { .. } | TarError::NotCanonical { .. })
+        ));
         assert!(read(&[good.clone(), vec![0; 512]].concat(), 9).is_err(), "trailing zero block");
         assert!(read(&[], 9).is_err());
         for at in [0, 100, 108, 136, 156, 257, 300, 400, 512 + 6] {

@@ -19,8 +19,11 @@ fn source() -> Provenance {
 /// The worked example: three files, the last of two pieces.
 fn example() -> Package {
     let weights: Vec<u8> = (0..=PIECE_LEN).map(|i| (i % 251) as u8).collect();
-    let files: [(&str, &[u8]); 3] =
-        [("README.md", b"# tiny\n"), ("config.json", b"{\"model_type\":\"tiny\"}\n"), ("model.safetensors", &weights)];
+    let files: [(&str, &[u8]); 3] = [
+        ("README.md", b"# tiny\n"),
+        ("config.json", b"{\"model_type\":\"tiny\"}\n"),
+        ("model.safetensors", &weights),
+    ];
     package(&files, source()).unwrap()
 }
 

@@ -1,0 +1,224 @@
+//! The engine over a real store and sources that misbehave.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use towline_artifact::{ContentId, PIECE_LEN, PieceHasher, PieceTable};
+use towline_modelfs::{Engine, EngineOptions, FetchError, Limits, PieceSource, PieceStream, ReadError};
+use towline_store::{Store, StoreOptions};
+
+/// What goes wrong with the next fetches, one each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Flip,
+    Short,
+    Refuse,
+    Silent,
+    Extra,
+}
+
+#[derive(Default)]
+struct Source {
+    files: Mutex<HashMap<ContentId, Arc<Vec<u8>>>>,
+    faults: Mutex<Vec<Fault>>,
+    always: Mutex<Option<Fault>>,
+    asked: Mutex<Vec<Range<u64>>>,
+    under_way: AtomicU32,
+    most_under_way: AtomicU32,
+    corrupt: AtomicU64,
+}
+
+impl PieceSource for Source {
+    fn fetch<'a>(
+        &'a self,
+        table: &'a PieceTable,
+        bytes: Range<u64>,
+    ) -> Pin<Box<dyn Future<Output = Result<PieceStream, FetchError>> + Send + 'a>> {
+        Box::pin(async move {
+            let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_under_way.fetch_max(now, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            self.asked.lock().unwrap().push(bytes.clone());
+            let fault = self.faults.lock().unwrap().pop().or(*self.always.lock().unwrap());
+            let file = self.files.lock().unwrap().get(&table.content()).cloned();
+            let file = file.ok_or(FetchError::NoSource { content: table.content() })?;
+            let mut data = file[bytes.start as usize..bytes.end as usize].to_vec();
+            match fault {
+                Some(Fault::Flip) => *data.last_mut().unwrap() ^= 1,
+                Some(Fault::Short) => data.truncate(data.len() - 1),
+                Some(Fault::Extra) => data.extend_from_slice(b"more"),
+                Some(Fault::Refuse) => {
+                    return Err(FetchError::Source { message: "refused".into(), retry_after: None });
+                }
+                Some(Fault::Silent) => return Ok(Box::pin(stream::pending()) as PieceStream),
+                None => {}
+            }
+            let chunks: Vec<_> = data.chunks(300_007).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
+            Ok(Box::pin(stream::iter(chunks)) as PieceStream)
+        })
+    }
+
+    fn corrupt(&self, _: ContentId) {
+        self.corrupt.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Bench {
+    source: Arc<Source>,
+    engine: Arc<Engine>,
+    running: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(read_timeout: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        let source = Arc::new(Source::default());
+        let limits = Limits {
+            backoff: Duration::from_millis(1),
+            backoff_max: Duration::from_millis(20),
+            ..Limits::default()
+        };
+        let options = EngineOptions {
+            limits,
+            memory_bytes: 3 * PIECE_LEN,
+            read_timeout,
+            idle_timeout: Duration::from_millis(200),
+        };
+        let engine = Engine::new(store, source.clone(), options);
+        let running = tokio::spawn(Arc::clone(&engine).run());
+        Self { source, engine, running, _dir: dir }
+    }
+
+    fn file(&self, len: u64, seed: u8) -> (Arc<Vec<u8>>, Arc<PieceTable>) {
+        let bytes: Vec<u8> = (0..len).map(|i| (i.wrapping_mul(31) >> 3) as u8 ^ seed).collect();
+        let mut hasher = PieceHasher::new();
+        hasher.update(&bytes);
+        let (bytes, table) = (Arc::new(bytes), Arc::new(hasher.finish()));
+        self.source.files.lock().unwrap().insert(table.content(), Arc::clone(&bytes));
+        (bytes, table)
+    }
+
+    async fn end(self) {
+        self.engine.stop();
+        self.running.await.unwrap();
+    }
+}
+
+const PATIENT: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_read_sees_the_files_bytes_whatever_the_source_does() {
+    let bench = Bench::new(PATIENT);
+    let (bytes, table) = bench.file(7 * PIECE_LEN + 12_345, 1);
+    use Fault::{Extra, Flip, Refuse, Short, Silent};
+    *bench.source.faults.lock().unwrap() =
+        vec![Flip, Short, Refuse, Flip, Extra, Silent, Flip, Short, Refuse];
+    let handle = bench.engine.open(&table).unwrap();
+    let len = table.file_len();
+    let mut readers = Vec::new();
+    for n in 0..64u64 {
+        let (engine, handle, bytes) = (Arc::clone(&bench.engine), Arc::clone(&handle), Arc::clone(&bytes));
+        readers.push(tokio::spawn(async move {
+            let offset = n.wrapping_mul(0x9E37_79B9) % (len + 100);
+            let size = [1, 4096, 1 << 20, PIECE_LEN as u32, 3][n as usize % 5];
+            let got = engine.read(&handle, offset, size).await.unwrap();
+            let end = (offset + u64::from(size)).min(len);
+            let expected = if offset < end { &bytes[offset as usize..end as usize] } else { &[][..] };
+            assert_eq!(got.as_ref(), expected, "{size} bytes at {offset}");
+        }));
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert!(bench.source.corrupt.load(Ordering::SeqCst) >= 1);
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_makes_contents_whole_with_one_fetch_per_piece() {
+    let bench = Bench::new(PATIENT);
+    let (bytes, table) = bench.file(20 * PIECE_LEN, 2);
+    let handle = bench.engine.open(&table).unwrap();
+    bench.engine.start_fill(&[(Arc::clone(&handle), 0..1), (Arc::clone(&handle), 0..20)]);
+    // A reader of the last byte waits for its piece only; the fill brings the rest.
+    let got = bench.engine.read(&handle, 20 * PIECE_LEN - 1, 10).await.unwrap();
+    assert_eq!(got.as_ref(), &bytes[bytes.len() - 1..]);
+    let deadline = std::time::Instant::now() + PATIENT;
+    while !handle.content().is_sealed() {
+        assert!(std::time::Instant::now() < deadline, "fill does not end");
+        tokio::task::yield_now().await;
+    }
+    let asked: u64 = bench.source.asked.lock().unwrap().iter().map(|range| range.end - range.start).sum();
+    assert_eq!(asked, table.file_len(), "each byte once");
+    assert_eq!(handle.fetched_bytes(), table.file_len());
+    assert!(bench.source.most_under_way.load(Ordering::SeqCst) > 1, "fetches overlap");
+    assert!(bench.engine.memory_bytes() <= 3 * PIECE_LEN);
+    let local = bench.engine.try_read(&handle, PIECE_LEN - 5, 10).unwrap().unwrap();
+    assert_eq!(local.as_ref(), &bytes[PIECE_LEN as usize - 5..PIECE_LEN as usize + 5]);
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_always_lies_or_fails_ends_in_an_error_never_in_wrong_bytes() {
+    for fault in [Fault::Flip, Fault::Short, Fault::Refuse, Fault::Silent] {
+        let bench = Bench::new(Duration::from_millis(300));
+        let (bytes, table) = bench.file(PIECE_LEN + 1, 3);
+        *bench.source.always.lock().unwrap() = Some(fault);
+        let handle = bench.engine.open(&table).unwrap();
+        let result = bench.engine.read(&handle, 0, 100).await;
+        assert!(matches!(result, Err(ReadError::TimedOut { .. })), "{fault:?}: {result:?}");
+        assert!(handle.last_error().is_some());
+        *bench.source.always.lock().unwrap() = None;
+        // A fetch may still rest or hang from before; readers come again as programs do.
+        let mut healed = bench.engine.read(&handle, 0, 100).await;
+        for _ in 0..100 {
+            if healed.is_err() {
+                healed = bench.engine.read(&handle, 0, 100).await;
+            }
+        }
+        let healed = healed.unwrap();
+        assert_eq!(healed.as_ref(), &bytes[..100], "after {fault:?} ends");
+        bench.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_are_shared_and_given_up() {
+    let bench = Bench::new(PATIENT);
+    let (_, table) = bench.file(10, 4);
+    let (a, b) = (bench.engine.open(&table).unwrap(), bench.engine.open(&table).unwrap());
+    assert!(Arc::ptr_eq(&a, &b));
+    drop(a);
+    bench.engine.forget_unused();
+    assert_eq!(bench.engine.read(&b, 0, 10).await.unwrap().as_ref().len(), 10);
+    drop(b);
+    bench.engine.forget_unused();
+    assert!(bench.engine.open(&table).unwrap().content().is_sealed(), "from the store");
+    let unknown = bench.engine.open(&Arc::new(PieceHasher::new().finish())).unwrap();
+    assert!(bench.engine.read(&unknown, 0, 5).await.unwrap().as_ref().is_empty(), "an empty file");
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_wakes_readers() {
+    let bench = Bench::new(PATIENT);
+    let (_, table) = bench.file(10, 5);
+    *bench.source.always.lock().unwrap() = Some(Fault::Silent);
+    let handle = bench.engine.open(&table).unwrap();
+    let (engine, reading) = (Arc::clone(&bench.engine), Arc::clone(&handle));
+    let reader = tokio::spawn(async move { engine.read(&reading, 0, 1).await.map(|_| ()) });
+    while !bench.engine.is_touched(&handle) {
+        tokio::task::yield_now().await;
+    }
+    bench.end().await;
+    assert!(matches!(reader.await.unwrap(), Err(ReadError::Stopping)));
+}
