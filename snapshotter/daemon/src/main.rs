@@ -1,2 +1,287 @@
-//! The Towline daemon.
-fn main() {}
+//! The Towline daemon: serves model images to containerd, piece by piece.
+//!
+//! Configure, open what is on disk, mount, bind, announce, serve, drain. No step before serving needs the network.
+
+mod catalog;
+mod claims;
+mod config;
+mod control;
+mod error;
+mod http;
+mod metrics;
+mod node;
+mod notify;
+mod origin;
+mod volumes;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use towline_artifact::PIECE_LEN;
+use towline_fuse::{Mount, MountOptions};
+use towline_modelfs::{Engine, EngineOptions, Limits};
+use towline_proto::control::v1::control_server::ControlServer;
+use towline_registry::{Client, ClientOptions, DockerConfig, PlainHttp};
+use towline_snapshots::Snapshotter;
+use towline_store::{Store, StoreOptions};
+
+use crate::claims::Claims;
+use crate::config::{Config, LogFormat};
+use crate::node::Node;
+use crate::origin::Origins;
+use crate::volumes::Volumes;
+
+/// How long calls under way may take once the daemon is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The largest message containerd sends.
+const MAX_MESSAGE_LEN: usize = 16 << 20;
+
+/// Serves model images to containerd, piece by piece, through one FUSE mount.
+///
+/// Runs as root on every node, before containerd. `towline containerd-config` prints what containerd needs to know.
+#[derive(Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// Configuration file (TOML); without one the defaults apply, see `towlined print-config`.
+    #[arg(long, value_name = "FILE", env = "TOWLINE_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the configuration in effect, defaults included, as TOML.
+    PrintConfig {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE", env = "TOWLINE_CONFIG")]
+        config: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (path, print) = match &arguments.command {
+        Some(Command::PrintConfig { config }) => (config, true),
+        None => (&arguments.config, false),
+    };
+    let config = match Config::load(path.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = if print { print_config(&config) } else { run(config) };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_config(config: &Config) -> anyhow::Result<()> {
+    use std::io::Write;
+    let text = toml::to_string(config).context("write the configuration")?;
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}
+
+fn start_logging(config: &Config) -> anyhow::Result<()> {
+    let level = std::env::var("TOWLINE_LOG").unwrap_or_else(|_| config.log.level.clone());
+    let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    start_logging(&config)?;
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider is installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let result = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(DRAIN);
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let stop = CancellationToken::new();
+    let node = open(config, &stop)?;
+    let config = &node.config;
+    let models = Arc::new(Claims(Arc::clone(&node)));
+    let snapshotter = Snapshotter::open(towline_snapshots::Options::new(config.root.join("snapshots")), models)?;
+    node.forget_all_but(&snapshotter.chains());
+
+    let snapshots = bind(&config.snapshotter_socket())?;
+    let control = bind(&config.control_socket())?;
+    let http = match config.http.listen.as_str() {
+        "" => None,
+        address => Some(TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?),
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(Arc::clone(&node.engine).run());
+    tasks.spawn(Arc::clone(&node).watch());
+    let stopped = || stop.clone().cancelled_owned();
+    let service = snapshotter.clone().into_service();
+    let server = tonic::transport::Server::builder().add_service(
+        service.max_decoding_message_size(MAX_MESSAGE_LEN).max_encoding_message_size(MAX_MESSAGE_LEN),
+    );
+    let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(snapshots), stopped());
+    tasks.spawn(report("snapshots service", serving, stop.clone()));
+    let service = control::Service { node: Arc::clone(&node), started };
+    let server = tonic::transport::Server::builder().add_service(ControlServer::new(service));
+    let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(control), stopped());
+    tasks.spawn(report("control service", serving, stop.clone()));
+    if let Some(listener) = http {
+        tasks.spawn(report("HTTP service", http::serve(listener, Arc::clone(&node)), stop.clone()));
+    }
+    notify::ready();
+    tracing::info!(
+        socket = %config.snapshotter_socket().display(), root = %config.root.display(),
+        models = node.catalog.models().len(), elapsed_ms = started.elapsed().as_millis() as u64, "serving"
+    );
+
+    wait_for_stop(&stop).await?;
+    notify::stopping();
+    stop.cancel();
+    node.engine.stop();
+    let drained = tokio::time::timeout(DRAIN, async {
+        while tasks.join_next().await.is_some() {}
+        snapshotter.drain().await;
+    });
+    if drained.await.is_err() {
+        tracing::warn!("calls under way did not end in time");
+    }
+    let store = node.engine.store().clone();
+    tokio::task::spawn_blocking(move || store.close()).await?.context("close the store")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Opens what is on disk and mounts it.
+fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
+    for dir in [&config.root, &config.run_dir, &config.mount_dir()] {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    // What the store holds may be confidential, and sockets hang below the run directory; containerd is root.
+    for dir in [&config.root, &config.run_dir] {
+        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o711))
+            .with_context(|| format!("set the mode of {}", dir.display()))?;
+    }
+    let store = Store::open(&config.root.join("store"), StoreOptions::default())?;
+    let catalog = catalog::Catalog::open(&config.root)?;
+    let origins = Arc::new(Origins::new(registry_client(&config)?));
+    let engine = Engine::new(store, origins.clone(), engine_options(&config));
+    let runtime = tokio::runtime::Handle::current();
+    let node = Node::new(config, engine, origins, catalog, runtime, stop.clone());
+    let fuse = &node.config.fuse;
+    let mut options = MountOptions { passthrough: fuse.passthrough, ..MountOptions::default() };
+    options.read_ahead_kb = u32::try_from(fuse.read_ahead.0 >> 10).context("fuse.read_ahead")?;
+    if fuse.threads > 0 {
+        options.threads = fuse.threads;
+    }
+    let dir = node.config.mount_dir();
+    let mount = Mount::start(&dir, Arc::new(Volumes(Arc::clone(&node))), options)?;
+    let scratch = node.config.root.join("store/version");
+    if let Ok(file) = std::fs::File::open(&scratch) {
+        tracing::info!(passthrough = %mount.probe_passthrough(&file), "probed");
+    }
+    node.mount.set(mount).expect("mounted once");
+    Ok(node)
+}
+
+fn engine_options(config: &Config) -> EngineOptions {
+    let fetch = &config.fetch;
+    let pieces = |size: bytesize::ByteSize| u32::try_from(size.0 / PIECE_LEN).expect("checked with the configuration");
+    let limits = Limits {
+        runs: fetch.requests,
+        reserved_for_demand: (fetch.requests / 4).max(1),
+        run_pieces: pieces(fetch.request_size),
+        window_pieces: pieces(fetch.window),
+        ..Limits::default()
+    };
+    EngineOptions {
+        limits,
+        memory_bytes: fetch.memory.0,
+        read_timeout: fetch.read_timeout,
+        idle_timeout: fetch.idle_timeout,
+    }
+}
+
+fn registry_client(config: &Config) -> anyhow::Result<Client> {
+    let registry = &config.registry;
+    let credentials = match &registry.docker_config {
+        Some(path) => DockerConfig::at(path),
+        None => DockerConfig::from_env(std::env::var_os("DOCKER_CONFIG"), std::env::var_os("HOME")),
+    };
+    let plain_http = match registry.plain_http.as_slice() {
+        [] => PlainHttp::default(),
+        hosts => PlainHttp::Hosts(hosts.to_vec()),
+    };
+    Ok(Client::new(ClientOptions {
+        credentials: Arc::new(credentials),
+        plain_http,
+        idle_timeout: config.fetch.idle_timeout,
+        user_agent: concat!("towlined/", env!("CARGO_PKG_VERSION")).to_owned(),
+        hosts_dir: registry.hosts_dir.clone(),
+        ..ClientOptions::default()
+    })?)
+}
+
+/// A socket that only root can open. The store's lock has shown that no other daemon uses this root.
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove the old {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))
+        .with_context(|| format!("set the mode of {}", path.display()))?;
+    Ok(listener)
+}
+
+/// A service that ends before the daemon is told to stop takes the daemon with it: its supervisor starts a new one.
+async fn report<E: std::fmt::Display>(
+    name: &'static str,
+    serving: impl Future<Output = Result<(), E>>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "{name} ended");
+        stop.cancel();
+    }
+}
+
+async fn wait_for_stop(stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to terminate"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+        () = stop.cancelled() => {}
+    }
+    Ok(())
+}

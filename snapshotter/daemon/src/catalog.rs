@@ -1,0 +1,298 @@
+//! The models that the node knows, durably.
+//!
+//! Per model one file `models/HEX` with its base layer, and one record in `models.redb` that says where the model can
+//! be fetched. The record is committed after the file is durable, so a record always has its file; files without a
+//! record are removed at the next start. Nothing here needs the network.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use towline_artifact::model::MAX_BASE_LEN;
+use towline_artifact::{Model, Sha256};
+use towline_modelfs::{ContentHandle, Engine, FillId, Tree};
+use towline_store::StoreError;
+
+/// Base layer digest to a [`Record`] as JSON.
+const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
+/// Single numbers by name.
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const NEXT_SLOT: &str = "next_slot";
+/// Version of the records; another one is refused.
+const VERSION: u64 = 1;
+/// Where a model was seen; older places beyond this many are forgotten.
+const MAX_PLACES: usize = 8;
+/// Slots are 24 bits of an inode number, and never used twice.
+const MAX_SLOT: u64 = (1 << 24) - 1;
+
+/// An image that holds a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// Registry host and port.
+    pub(crate) host: String,
+    /// Repository on it.
+    pub(crate) repository: String,
+    /// The reference as containerd was told it.
+    pub(crate) reference: String,
+    /// Digest of the manifest, if containerd tells it.
+    pub(crate) manifest: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    slot: u64,
+    places: Vec<Place>,
+}
+
+/// A model and what the daemon holds of it.
+#[derive(Debug)]
+pub(crate) struct KnownModel {
+    pub(crate) model: Model,
+    pub(crate) chains: Vec<Sha256>,
+    pub(crate) slot: u32,
+    base: File,
+    places: Mutex<Vec<Place>>,
+    trees: Vec<OnceLock<Tree>>,
+    handles: Vec<OnceLock<Arc<ContentHandle>>>,
+    pub(crate) fill: Mutex<Option<FillId>>,
+    pub(crate) known_since: Instant,
+    /// Set once, when every content is sealed and the plain directory is made.
+    pub(crate) sealed_tree: OnceLock<PathBuf>,
+}
+
+impl KnownModel {
+    fn new(model: Model, base: File, record: Record) -> Self {
+        let chains = model.chain_ids();
+        Self {
+            slot: u32::try_from(record.slot).expect("bounded when it was given out"),
+            places: Mutex::new(record.places),
+            trees: chains.iter().map(|_| OnceLock::new()).collect(),
+            handles: model.files.iter().map(|_| OnceLock::new()).collect(),
+            fill: Mutex::new(None),
+            known_since: Instant::now(),
+            sealed_tree: OnceLock::new(),
+            chains,
+            base,
+            model,
+        }
+    }
+
+    /// Where the model was seen, the latest last.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The tree up to `layer`, which is below the number of chain ids.
+    pub(crate) fn tree(&self, layer: usize) -> &Tree {
+        self.trees[layer].get_or_init(|| Tree::new(&self.model, layer))
+    }
+
+    /// The content of a weight file, opened at first use. Touches the disk.
+    pub(crate) fn handle(&self, file: usize, engine: &Engine) -> Result<&Arc<ContentHandle>, StoreError> {
+        if let Some(handle) = self.handles[file].get() {
+            return Ok(handle);
+        }
+        let handle = engine.open(&self.model.files[file].table)?;
+        Ok(self.handles[file].get_or_init(|| handle))
+    }
+
+    /// The contents of weight files that are open.
+    pub(crate) fn open_handles(&self) -> impl Iterator<Item = &Arc<ContentHandle>> {
+        self.handles.iter().filter_map(OnceLock::get)
+    }
+
+    /// Positions of the files in weight layers.
+    pub(crate) fn weight_files(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.model.files.len()).filter(|&n| self.model.files[n].layer > 0)
+    }
+
+    /// Whether every weight file is whole and durable.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.weight_files().all(|n| self.handles[n].get().is_some_and(|handle| handle.content().is_sealed()))
+    }
+
+    /// Bytes of the model that are here and verified.
+    pub(crate) fn bytes_local(&self) -> u64 {
+        let weights: u64 = self.open_handles().map(|handle| handle.content().bytes_have()).sum();
+        let base = self.model.files.iter().filter(|file| file.layer == 0 && !is_index(&file.path));
+        weights + base.map(|file| file.table.file_len()).sum::<u64>()
+    }
+
+    /// Reads bytes of a file in the base layer.
+    pub(crate) fn read_base(&self, file: usize, offset: u64, len: u32) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        self.base.read_exact_at(&mut bytes, self.model.files[file].offset + offset)?;
+        Ok(bytes)
+    }
+}
+
+/// Whether the path is one of the two index files.
+pub(crate) fn is_index(path: &str) -> bool {
+    path.starts_with(".towline/")
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_chain: HashMap<Sha256, (Arc<KnownModel>, usize)>,
+    by_slot: HashMap<u32, Arc<KnownModel>>,
+}
+
+/// All models of the node.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    dir: PathBuf,
+    db: Database,
+    known: RwLock<Known>,
+}
+
+impl Catalog {
+    /// Opens the catalogue below `root`. A model that cannot be read is left out and reported, never fatal.
+    pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
+        let dir = root.join("models");
+        std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        let path = root.join("models.redb");
+        let db = Database::create(&path).with_context(|| format!("open {}", path.display()))?;
+        let write = db.begin_write()?;
+        {
+            write.open_table(MODELS)?;
+            let mut numbers = write.open_table(NUMBERS)?;
+            let version = numbers.get("version")?.map(|value| value.value());
+            ensure!(version.is_none_or(|v| v == VERSION), "{} has version {version:?}, this build reads {VERSION}", path.display());
+            numbers.insert("version", VERSION)?;
+        }
+        write.commit()?;
+        let catalog = Self { dir, db, known: RwLock::default() };
+        catalog.load()?;
+        Ok(catalog)
+    }
+
+    fn load(&self) -> anyhow::Result<()> {
+        let read = self.db.begin_read()?;
+        let mut names = Vec::new();
+        for entry in read.open_table(MODELS)?.iter()? {
+            let (key, value) = entry?;
+            let key = key.value();
+            match self.load_one(key, value.value()) {
+                Ok(model) => self.insert(Arc::new(model)),
+                Err(error) => tracing::error!(digest = key, error = format!("{error:#}"), "model cannot be read; its volumes are refused"),
+            }
+            names.push(key.trim_start_matches("sha256:").to_owned());
+        }
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if !names.iter().any(|name| entry.file_name() == name.as_str()) {
+                std::fs::remove_file(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_one(&self, digest: &str, record: &[u8]) -> anyhow::Result<KnownModel> {
+        let digest: Sha256 = digest.parse()?;
+        let record: Record = serde_json::from_slice(record).context("record")?;
+        let path = self.base_path(digest);
+        let mut file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let mut bytes = Vec::new();
+        Read::by_ref(&mut file).take(MAX_BASE_LEN + 1).read_to_end(&mut bytes)?;
+        ensure!(Sha256::of(&bytes) == digest, "{} does not match its digest", path.display());
+        let model = Model::read(&bytes)?;
+        Ok(KnownModel::new(model, file, record))
+    }
+
+    fn base_path(&self, digest: Sha256) -> PathBuf {
+        self.dir.join(hex::encode(digest.0))
+    }
+
+    fn insert(&self, model: Arc<KnownModel>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        for (layer, &chain) in model.chains.iter().enumerate() {
+            known.by_chain.insert(chain, (Arc::clone(&model), layer));
+        }
+        known.by_slot.insert(model.slot, model);
+    }
+
+    /// The model of a chain id, and the layer that the chain ends in.
+    pub(crate) fn by_chain(&self, chain: Sha256) -> Option<(Arc<KnownModel>, usize)> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).by_chain.get(&chain).cloned()
+    }
+
+    pub(crate) fn by_slot(&self, slot: u32) -> Option<Arc<KnownModel>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).by_slot.get(&slot).cloned()
+    }
+
+    /// All models, in the order in which they became known.
+    pub(crate) fn models(&self) -> Vec<Arc<KnownModel>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut models: Vec<_> = known.by_slot.values().cloned().collect();
+        models.sort_by_key(|model| model.slot);
+        models
+    }
+
+    /// Adds a model, or a place to a known one; durable when it returns. `base` is the whole base layer.
+    pub(crate) fn add(&self, base: &[u8], model: Model, place: Place) -> anyhow::Result<Arc<KnownModel>> {
+        if let Some((known, _)) = self.by_chain(model.base) {
+            self.add_place(&known, place)?;
+            return Ok(known);
+        }
+        let path = self.base_path(model.base);
+        let unfinished = path.with_extension("tmp");
+        let mut file = File::create(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
+        file.write_all(base)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, &path)?;
+        File::open(&self.dir)?.sync_all()?;
+        let write = self.db.begin_write()?;
+        let record = {
+            let mut numbers = write.open_table(NUMBERS)?;
+            let slot = numbers.get(NEXT_SLOT)?.map_or(1, |value| value.value());
+            ensure!(slot <= MAX_SLOT, "this node has known {MAX_SLOT} models, and their numbers are used up");
+            numbers.insert(NEXT_SLOT, slot + 1)?;
+            let record = Record { slot, places: vec![place] };
+            let json = serde_json::to_vec(&record)?;
+            write.open_table(MODELS)?.insert(model.base.to_string().as_str(), json.as_slice())?;
+            record
+        };
+        write.commit()?;
+        let known = Arc::new(KnownModel::new(model, File::open(&path)?, record));
+        self.insert(Arc::clone(&known));
+        Ok(known)
+    }
+
+    /// Remembers another image with the same model. Does nothing if it is the latest one already.
+    pub(crate) fn add_place(&self, known: &KnownModel, place: Place) -> anyhow::Result<()> {
+        let mut places = known.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.last() == Some(&place) {
+            return Ok(());
+        }
+        places.retain(|old| *old != place);
+        places.push(place);
+        let excess = places.len().saturating_sub(MAX_PLACES);
+        places.drain(..excess);
+        let record = Record { slot: known.slot.into(), places: places.clone() };
+        let write = self.db.begin_write()?;
+        write
+            .open_table(MODELS)?
+            .insert(known.model.base.to_string().as_str(), serde_json::to_vec(&record)?.as_slice())?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Forgets a model.
+    pub(crate) fn remove(&self, known: &KnownModel) -> anyhow::Result<()> {
+        let write = self.db.begin_write()?;
+        write.open_table(MODELS)?.remove(known.model.base.to_string().as_str())?;
+        write.commit()?;
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.chains.iter().for_each(|chain| drop(all.by_chain.remove(chain)));
+        all.by_slot.remove(&known.slot);
+        drop(all);
+        std::fs::remove_file(self.base_path(known.model.base)).context("remove base layer")
+    }
+}
