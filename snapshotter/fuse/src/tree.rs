@@ -81,7 +81,7 @@ pub trait Tree: Send + Sync + 'static {
     /// `ENOENT` if there is no such name (the kernel does not remember that), `ENOTDIR` if `parent` is a file.
     fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, Errno>;
 
-    /// The attributes of `ino`.
+    /// The attributes of `ino`; of an open file also after its name is gone.
     ///
     /// # Errors
     /// `ESTALE` if there is no such inode any more.
@@ -108,6 +108,10 @@ pub trait Tree: Send + Sync + 'static {
     ///
     /// Must not wait for the network: either answer at once, or keep `reply` and answer later from any thread. Exactly
     /// `len` bytes have to be given.
+    ///
+    /// Every read has to be answered some time, with an error if need be. A process that waits for buffered bytes or in
+    /// a page fault can be killed meanwhile; one that waits for an `O_DIRECT` read cannot, because the kernel does not
+    /// give up a request that was taken.
     fn read(&self, ino: Ino, offset: u64, len: u32, reply: ReadReply);
 
     /// What `df` shows.

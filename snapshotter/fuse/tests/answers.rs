@@ -4,12 +4,14 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
-use common::{Answer, Mounted, TestTree, bytes, wait_for};
+use common::{Answer, Mapping, Mounted, TestTree, bytes, wait_for};
+use rustix::mm::MapFlags;
 use towline_fuse::{Errno, Op};
 
 const MIB: usize = 1 << 20;
@@ -105,14 +107,26 @@ fn an_error_reaches_the_reader() {
     check_eio(Answer::Error(Errno::EIO), 0, 0);
 }
 
+/// Environment variable that turns this test program into a reader to be killed: what it maps.
+const CHILD: &str = "TOWLINE_FUSE_TEST_MAPS";
+
+/// Not a test of its own: the reader that another one kills.
 #[test]
-fn a_killed_reader_dies_although_its_read_is_not_answered() {
+fn child_that_touches_a_mapping() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let mapping = Mapping::new(&File::open(path).unwrap(), MapFlags::PRIVATE).unwrap();
+    assert_ne!(mapping.bytes().iter().map(|byte| u64::from(*byte)).sum::<u64>(), 0);
+}
+
+/// Starts `reader` on a file whose reads are held, kills it, and sees it die although nobody answered.
+#[track_caller]
+fn check_killed(reader: impl FnOnce(&Path) -> Command) {
     let tree = TestTree::new();
     let ino = tree.add("model/weights", bytes(32 * MIB, 4));
     tree.set_answer(ino, Answer::Held);
     let Some(mounted) = Mounted::start(tree) else { return };
-    let mut reader =
-        Command::new("cat").arg(mounted.path("model/weights")).stdout(Stdio::null()).spawn().unwrap();
+    let path = mounted.path("model/weights");
+    let mut reader = reader(&path).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     wait_for("the read to arrive", || mounted.tree.held_count() > 0);
     reader.kill().unwrap();
     let mut status = None;
@@ -126,5 +140,43 @@ fn a_killed_reader_dies_although_its_read_is_not_answered() {
     mounted.tree.take_held().into_iter().for_each(common::Held::answer);
     wait_for("the release", || mounted.tree.opens.load(SeqCst) == 0);
     mounted.tree.set_answer(ino, Answer::Now);
-    assert!(fs::read(mounted.path("model/weights")).unwrap() == bytes(32 * MIB, 4));
+    assert!(fs::read(path).unwrap() == bytes(32 * MIB, 4));
+}
+
+#[test]
+fn a_killed_reader_dies_although_its_read_is_not_answered() {
+    check_killed(|path| {
+        let mut cat = Command::new("cat");
+        cat.arg(path);
+        cat
+    });
+}
+
+#[test]
+fn a_process_killed_in_a_page_fault_dies_although_it_is_not_answered() {
+    check_killed(|path| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "child_that_touches_a_mapping"]).env(CHILD, path);
+        child
+    });
+}
+
+#[test]
+fn a_killed_direct_reader_dies_once_its_read_is_answered() {
+    // The kernel does not let go of a process whose O_DIRECT read a daemon has taken. `Tree::read` says so.
+    let tree = TestTree::new();
+    let ino = tree.add("model/weights", bytes(32 * MIB, 5));
+    tree.set_answer(ino, Answer::Held);
+    let Some(mounted) = Mounted::start(tree) else { return };
+    let input = format!("if={}", mounted.path("model/weights").display());
+    let mut reader = Command::new("dd")
+        .args([&input, "iflag=direct", "bs=1M", "of=/dev/null"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the read to arrive", || mounted.tree.held_count() == 1);
+    reader.kill().unwrap();
+    mounted.tree.take_held().into_iter().for_each(common::Held::answer);
+    assert!(!reader.wait().unwrap().success());
+    assert_eq!(mounted.tree.held_count(), 0, "it read no further");
 }

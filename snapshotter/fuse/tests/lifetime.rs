@@ -5,6 +5,7 @@ mod common;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use common::{Answer, Mounted, TestTree, bytes, can_mount, mounts_below, wait_for};
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use towline_fuse::{Mount, MountError, MountOptions, ROOT, Unmounted};
 
 const MIB: usize = 1 << 20;
@@ -90,6 +91,29 @@ fn a_live_mount_is_not_mounted_over() {
     let error =
         Mount::start(&mounted.beside("absent"), TestTree::new(), MountOptions::default()).unwrap_err();
     assert!(matches!(error, MountError::Directory { .. }), "{error}");
+}
+
+#[test]
+fn a_mount_whose_connection_somebody_holds_is_left_alone_until_it_is_let_go() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("mnt");
+    fs::create_dir(&dir).unwrap();
+    // A daemon that died while a supervisor holds its descriptor: nobody answers, and nobody is told.
+    let held = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let data = format!("fd={},rootmode=40755,user_id=0,group_id=0", held.as_raw_fd());
+    let data = std::ffi::CString::new(data).unwrap();
+    mount("held", &dir, "fuse.towline", MountFlags::empty(), data.as_c_str()).unwrap();
+    let error = Mount::start(&dir, TestTree::new(), MountOptions::default()).unwrap_err();
+    assert!(matches!(error, MountError::Occupied { .. }), "{error}");
+
+    drop(held);
+    let mount = Mount::start(&dir, TestTree::new(), MountOptions::default()).unwrap();
+    assert_eq!(mount.stale_detached(), 1);
+    assert_eq!(mount.unmount().unwrap(), Unmounted::Ended);
+    assert!(mounts_below(&dir).is_empty());
 }
 
 #[test]
