@@ -3,33 +3,26 @@
 //! The mount is deliberately not read-only as mounts go: with the `ro` flag the kernel itself would answer `EROFS` to
 //! the kubelet asking for an SELinux relabel, and the kubelet tolerates only `ENOTSUP`.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use fuser::{
-    FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    OpenFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request,
+    FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, OpenFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
+use crate::attr::{GENERATION, attr_ttl, entry_ttl, file_attr, file_type};
 use crate::io_mode::{Granted, IoModes};
+use crate::listing::{Listings, from_offset};
 use crate::passthrough::Gate;
 use crate::stats::{Counters, Op, Stats};
-use crate::{Attr, DirEntry, Errno, Ino, Kind, MountOptions, ROOT, ReadReply, Tree};
-
-/// How long the kernel may keep what cannot change: a year, which is to say for ever.
-const IMMUTABLE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// How long it may keep names in the root and the root's own attributes. A model tree that goes away without
-/// `Mount::forget_entry` is gone for new lookups after this.
-const ROOT_TTL: Duration = Duration::from_secs(1);
+use crate::{DirEntry, Errno, Ino, MountOptions, ROOT, ReadReply, Tree};
 
 /// Largest request in bytes: 1 MiB, 256 pages, which is what kernels allow by default (`fs.fuse.max_pages_limit`).
 /// Larger ones were slower: 16 MiB requests reached a quarter of the throughput (measured on Linux 6.18).
@@ -40,9 +33,6 @@ const STATFS_BLOCK_BYTES: u64 = 4096;
 
 /// Longest file name, in bytes.
 const NAME_MAX: u32 = 255;
-
-/// The generation of every inode: numbers are never reused.
-const GENERATION: Generation = Generation(0);
 
 /// Negotiated if the kernel has them.
 const WANTED: &[InitFlags] = &[
@@ -79,33 +69,6 @@ impl Shared {
 
     fn modes(&self) -> MutexGuard<'_, IoModes<fuser::BackingId>> {
         self.modes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Listings in progress: the snapshot each open directory shows, so that offsets stay right while names come and go.
-#[derive(Default)]
-struct Listings {
-    by_handle: Mutex<HashMap<u64, Arc<[DirEntry]>>>,
-    last_handle: AtomicU64,
-}
-
-impl Listings {
-    fn add(&self, entries: Arc<[DirEntry]>) -> u64 {
-        let handle = self.last_handle.fetch_add(1, Relaxed) + 1;
-        self.lock().insert(handle, entries);
-        handle
-    }
-
-    fn get(&self, handle: FileHandle) -> Option<Arc<[DirEntry]>> {
-        self.lock().get(&handle.0).cloned()
-    }
-
-    fn remove(&self, handle: FileHandle) {
-        self.lock().remove(&handle.0);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<[DirEntry]>>> {
-        self.by_handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -577,100 +540,5 @@ impl Filesystem for TreeFs {
         reply: ReplyWrite,
     ) {
         self.refuse(|errno| reply.error(errno));
-    }
-}
-
-fn entry_ttl(parent: Ino) -> Duration {
-    if parent == ROOT { ROOT_TTL } else { IMMUTABLE_TTL }
-}
-
-fn attr_ttl(ino: Ino) -> Duration {
-    if ino == ROOT { ROOT_TTL } else { IMMUTABLE_TTL }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-    }
-}
-
-fn file_attr(attr: Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: file_type(attr.kind),
-        perm: if attr.kind == Kind::Directory || attr.executable { 0o755 } else { 0o644 },
-        nlink: attr.links,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Listed<'a> {
-    ino: Ino,
-    kind: Kind,
-    name: &'a str,
-}
-
-/// The rest of a listing: each entry with the offset that continues after it. Offset 0 is the beginning, and entry `n`
-/// (with `.` and `..` first) continues at `n + 1`, so that an offset means the same however the listing was cut.
-///
-/// `..` has the number of the root, which is right for model trees; nothing but `readdir` itself shows it.
-fn from_offset(ino: Ino, entries: &[DirEntry], offset: u64) -> impl Iterator<Item = (u64, Listed<'_>)> {
-    let dots = [(ino, "."), (ROOT, "..")];
-    let dots = dots.into_iter().map(|(ino, name)| Listed { ino, kind: Kind::Directory, name });
-    let named = entries.iter().map(|entry| Listed { ino: entry.ino, kind: entry.kind, name: &entry.name });
-    let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-    (1..).zip(dots.chain(named)).skip(skipped)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(entries: &[DirEntry], offset: u64) -> Vec<(u64, &str)> {
-        from_offset(9, entries, offset).map(|(next, entry)| (next, entry.name)).collect()
-    }
-
-    #[test]
-    fn a_listing_continues_where_its_offset_says() {
-        let entry = |ino, name: &str| DirEntry { ino, kind: Kind::File, name: name.to_owned() };
-        let entries = [entry(2, "a"), entry(3, "b")];
-        let all = [(1, "."), (2, ".."), (3, "a"), (4, "b")];
-        for (cut, _) in all.iter().enumerate() {
-            assert_eq!(names(&entries, cut as u64), all[cut..]);
-        }
-        assert_eq!(names(&entries, 4), []);
-        assert_eq!(names(&entries, u64::MAX), []);
-        assert_eq!(names(&[], 0), all[..2]);
-    }
-
-    #[test]
-    fn attributes_are_canonical() {
-        let attr = |kind, size, executable| file_attr(Attr { ino: 5, kind, size, executable, links: 2 });
-        for (kind, size, executable, perm, blocks) in [
-            (Kind::Directory, 0, false, 0o755, 0),
-            (Kind::File, 0, false, 0o644, 0),
-            (Kind::File, 1, false, 0o644, 1),
-            (Kind::File, 512, true, 0o755, 1),
-            (Kind::File, 513, true, 0o755, 2),
-        ] {
-            let attr = attr(kind, size, executable);
-            assert_eq!((attr.perm, attr.blocks, attr.uid, attr.gid), (perm, blocks, 0, 0));
-            assert_eq!(
-                (attr.mtime, attr.ctime, attr.atime, attr.nlink),
-                (UNIX_EPOCH, UNIX_EPOCH, UNIX_EPOCH, 2)
-            );
-        }
     }
 }

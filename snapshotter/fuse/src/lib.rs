@@ -16,9 +16,11 @@
 //! the mount point waits for a request that only a session thread can answer; with all of them waiting, every reader on
 //! the node hangs. The same holds for [`Mount::forget_entry`], which may wait for a lookup in progress.
 
+mod attr;
 mod errno;
 mod filesystem;
 mod io_mode;
+mod listing;
 mod mount;
 mod passthrough;
 mod read_ahead;
