@@ -5,6 +5,7 @@
 //! hands out is either verified ([`Client::manifest`], [`Client::blob_verified`]) or says that it is not
 //! ([`BlobBody`], [`RangeBody`]). Nothing here outlives the process: tokens and redirects are held in memory.
 
+mod answer;
 mod body;
 mod challenge;
 mod client;

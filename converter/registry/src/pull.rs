@@ -8,8 +8,9 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RANGE};
 use http::{HeaderValue, Method};
 use oci_spec::image::Digest;
 
+use crate::answer::content_len;
 use crate::body::{BlobBody, Counted, RangeBody, collect};
-use crate::client::{Answer, Call, Client, Need, content_len};
+use crate::client::{Answer, Call, Client, Need};
 use crate::error::{Object, RegistryError};
 use crate::locations::Location;
 use crate::repository::{ManifestName, Repository, digest_bytes, sha256};

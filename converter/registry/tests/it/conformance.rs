@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::Digest as _;
-use towline_registry::{Client, Destination, Digest, ImageSource, RegistryError, Repository};
+use towline_registry::{
+    Client, ClientOptions, Destination, Digest, ImageSource, PlainHttp, RegistryError, Repository,
+};
 
-use crate::server::client;
+use crate::server::{client, options};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -30,13 +32,16 @@ struct Registry {
 }
 
 impl Registry {
-    /// `None`, and a word why, when the program is not installed.
     fn start() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_with(tempfile::tempdir().unwrap(), "")
+    }
+
+    /// `None`, and a word why, when the program is not installed. `http` is added to that part of the configuration.
+    fn start_with(dir: tempfile::TempDir, http: &str) -> Option<Self> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let host = format!("127.0.0.1:{port}");
         let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{http}",
             dir.path().display()
         );
         let file = dir.path().join("config.yml");
@@ -289,7 +294,9 @@ async fn other_tools_read_what_we_write_and_we_what_they_write() {
     assert_eq!(digest(&raw), index, "{}", String::from_utf8_lossy(&raw));
     let copied = format!("{}/copied:v1", registry.host);
     let docker = format!("docker://{copied}");
-    skopeo(&["copy", "--all", "--dest-tls-verify=false", &ours, &docker]);
+    // Without this skopeo compresses what it pushes, and every digest changes.
+    let keep = "--preserve-digests";
+    skopeo(&["copy", "--all", keep, "--dest-tls-verify=false", &ours, &docker]);
     let (source, name) = ImageSource::parse(&copied, &client).unwrap();
     assert_eq!(source.manifest(&name).await.unwrap().digest, index);
 
@@ -301,7 +308,73 @@ async fn other_tools_read_what_we_write_and_we_what_they_write() {
     let inspected: serde_json::Value = serde_json::from_slice(&inspected.unwrap()).unwrap();
     assert_eq!(inspected["Labels"]["note"], "registry");
     let theirs = format!("oci:{}:v1", path("theirs"));
-    skopeo(&["copy", "--all", "--src-tls-verify=false", &docker, &theirs]);
+    skopeo(&["copy", "--all", keep, "--src-tls-verify=false", &docker, &theirs]);
     let (source, name) = ImageSource::parse(&theirs, &client).unwrap();
     assert_eq!(source.manifest(&name).await.unwrap().digest, index);
+}
+
+/// An authority, and a certificate by it for 127.0.0.1 with its key, in `dir`; `false` without the program.
+fn certificates(dir: &Path) -> bool {
+    let config = "[req]\ndistinguished_name=dn\n[dn]\n[ca]\nbasicConstraints=CA:TRUE\n\
+        [leaf]\nbasicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\n";
+    std::fs::write(dir.join("openssl.cnf"), config).unwrap();
+    let make = |extra: &[&str]| {
+        let common =
+            "req -x509 -config openssl.cnf -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+        let output = Command::new("openssl").current_dir(dir).args(common.split(' ')).args(extra).output();
+        let Ok(output) = output else { return false };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        true
+    };
+    make(&["-extensions", "ca", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"])
+        && make(&[
+            "-extensions",
+            "leaf",
+            "-subj",
+            "/CN=test server",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-keyout",
+            "leaf.key",
+            "-out",
+            "leaf.pem",
+        ])
+}
+
+#[tokio::test]
+async fn certificates_are_checked_and_authorities_can_be_added() {
+    let dir = tempfile::tempdir().unwrap();
+    if !certificates(dir.path()) {
+        println!("SKIPPED: openssl is not installed");
+        return;
+    }
+    let root = dir.path().to_owned();
+    let file = |name: &str| root.join(name).display().to_string();
+    let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", file("leaf.pem"), file("leaf.key"));
+    let Some(registry) = Registry::start_with(dir, &tls) else { return };
+    let never = || ClientOptions { plain_http: PlainHttp::Never, ..options() };
+
+    let stranger = Client::new(never()).unwrap();
+    let error = registry.destination(&stranger, "a").has_blob(&digest(b"x")).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Transport { .. }), "{error:?}");
+    assert!(error.hint().unwrap().contains("certificate"));
+
+    let trusting = Client::new(ClientOptions { extra_roots: vec![root.join("ca.pem")], ..never() }).unwrap();
+    write_image(&registry.destination(&trusting, "a"), "tls").await;
+
+    let hosts = root.join("hosts").join("models.example.com");
+    std::fs::create_dir_all(&hosts).unwrap();
+    let text = format!("server = 'https://{}'\nca = '../../ca.pem'\n", registry.host);
+    std::fs::write(hosts.join("hosts.toml"), text).unwrap();
+    let by_file = Client::new(ClientOptions { hosts_dir: Some(root.join("hosts")), ..never() }).unwrap();
+    let (source, name) = ImageSource::parse("models.example.com/a:v1", &by_file).unwrap();
+    source.manifest(&name).await.unwrap();
+
+    let missing = ClientOptions { extra_roots: vec![root.join("leaf.key")], ..never() };
+    assert!(
+        matches!(Client::new(missing), Err(RegistryError::Config { .. })),
+        "a key was taken for an authority"
+    );
 }
