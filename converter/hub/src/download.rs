@@ -10,7 +10,7 @@ use reqwest::Url;
 
 use crate::error::HubError;
 use crate::http::{Answer, Ask, Body, Http, Reply};
-use crate::range::{self, judge};
+use crate::range::{self, Unusable, judge};
 use crate::retry::Backoff;
 use crate::source::ByteStream;
 
@@ -138,7 +138,7 @@ async fn request(http: &Http, target: &Target, at: u64) -> Result<Part, HubError
         range: (!whole).then(|| range.clone()),
         pinned: target.pinned.clone(),
     };
-    let accept = |answer: &Answer| accept(answer, &range, target.size);
+    let accept = |answer: &Answer| accept(answer, &range, target);
     let (body, kind) = http.open(&ask, accept, |reply| (target.refuse)(reply)).await?;
     Ok(match kind {
         range::Body::Part => Part { body, skip: 0, end: range.end },
@@ -146,7 +146,7 @@ async fn request(http: &Http, target: &Target, at: u64) -> Result<Part, HubError
     })
 }
 
-fn accept(answer: &Answer, asked: &Range<u64>, size: u64) -> Result<range::Body, HubError> {
+fn accept(answer: &Answer, asked: &Range<u64>, target: &Target) -> Result<range::Body, HubError> {
     let encoding = answer.header(header::CONTENT_ENCODING).unwrap_or("identity");
     if !encoding.eq_ignore_ascii_case("identity") {
         let problem = format!("a body in the encoding {encoding:?}, which was not asked for");
@@ -156,8 +156,15 @@ fn accept(answer: &Answer, asked: &Range<u64>, size: u64) -> Result<range::Body,
         });
     }
     let content_range = answer.header(header::CONTENT_RANGE);
-    judge(answer.status(), content_range, answer.content_length(), asked, size)
-        .map_err(|problem| HubError::BadRange { url: answer.url.clone(), problem: problem.to_string() })
+    judge(answer.status(), content_range, answer.content_length(), asked, target.size).map_err(|problem| {
+        match problem {
+            // Another file than the listed one: asking again brings the same.
+            Unusable::WholeLength(found) => {
+                HubError::WrongLength { path: target.path.clone(), expected: target.size, found }
+            }
+            problem => HubError::BadRange { url: answer.url.clone(), problem: problem.to_string() },
+        }
+    })
 }
 
 #[cfg(test)]

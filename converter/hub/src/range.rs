@@ -43,8 +43,10 @@ pub(crate) enum Unusable {
     OtherRange,
     #[error("it is partial and has no Content-Range")]
     NoRange,
-    #[error("its Content-Length does not fit")]
-    Length,
+    #[error("its Content-Length does not fit its Content-Range")]
+    PartLength,
+    #[error("the file has {0} bytes now")]
+    WholeLength(u64),
 }
 
 /// Judges a successful answer to a request for the bytes `asked` (half-open, not empty) of a file of `size` bytes.
@@ -72,7 +74,8 @@ pub(crate) fn judge(
         None => (Body::Whole, size),
     };
     match content_length {
-        Some(announced) if announced != len => Err(Unusable::Length),
+        Some(announced) if announced != len && body == Body::Whole => Err(Unusable::WholeLength(announced)),
+        Some(announced) if announced != len => Err(Unusable::PartLength),
         _ => Ok(body),
     }
 }
@@ -104,8 +107,8 @@ mod tests {
         check(200, None, Some(20), Ok(Body::Whole));
         check(200, None, None, Ok(Body::Whole));
         check(206, None, Some(10), Err(Unusable::NoRange));
-        check(200, None, Some(10), Err(Unusable::Length));
-        check(206, Some("bytes 10-19/20"), Some(9), Err(Unusable::Length));
+        check(200, None, Some(10), Err(Unusable::WholeLength(10)));
+        check(206, Some("bytes 10-19/20"), Some(9), Err(Unusable::PartLength));
         for other in [
             "bytes 0-19/20",
             "bytes 10-18/20",
