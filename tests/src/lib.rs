@@ -9,8 +9,10 @@
 
 pub mod cache;
 pub mod clock;
+pub mod convert;
 pub mod cri;
 pub mod exclusive;
+pub mod hub;
 pub mod image;
 pub mod kubelet;
 pub mod machine;
