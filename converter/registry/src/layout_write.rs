@@ -1,7 +1,7 @@
 //! An OCI image layout on disk: writing.
 //!
 //! A blob is written to `.towline-ingest/`, hashed on the way, synced, and renamed into place. Tags of several writers
-//! are kept apart by a lock on `oci-layout`.
+//! are kept apart by a lock on a file there.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,6 +22,9 @@ use crate::repository::{InvalidName, digest_bytes, digest_of, is_tag};
 
 /// Where blobs are before they are whole. In the layout, so that a rename stays on one file system.
 const INGEST_DIR: &str = ".towline-ingest";
+
+/// In the ingest directory, never replaced or removed: a lock on a file that is replaced would guard nothing.
+const LOCK_FILE: &str = "lock";
 
 /// The most bytes per item of the writer's queue, and its items: 8 MiB in all, as for an upload.
 const SLICE_LEN: usize = 512 << 10;
@@ -206,14 +209,10 @@ impl Layout {
             "size": bytes.len(),
             "annotations": { REF_NAME: tag },
         });
+        self.prepare().await?;
         self.put_blob(&digest, bytes).await?;
-        let marker = self.dir().join("oci-layout");
-        let lock = blocking(move || {
-            let lock = File::open(&marker).map_err(|e| disk(&marker, e))?;
-            lock.lock().map_err(|e| disk(&marker, e))?;
-            Ok(lock)
-        })
-        .await?;
+        let dir = self.dir().to_owned();
+        let lock = blocking(move || lock(&dir)).await?;
         let index = self.read_index().await?.map(|(index, _)| index);
         let index = with_tag(index.unwrap_or_else(empty_index), tag, entry);
         let dir = self.dir().to_owned();
@@ -231,38 +230,48 @@ impl Layout {
     async fn prepare(&self) -> Result<(), RegistryError> {
         let dir = self.dir().to_owned();
         blocking(move || {
-            let sub = |name: &str| {
-                let path = dir.join(name);
-                fs::create_dir_all(&path).map_err(|e| disk(&path, e))
-            };
-            let marker = dir.join("oci-layout");
-            match fs::metadata(&marker) {
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let foreign = fs::read_dir(&dir).is_ok_and(|mut entries| {
-                        entries.any(|entry| {
-                            entry.is_ok_and(|e| e.file_name() != INGEST_DIR && e.file_name() != "blobs")
-                        })
-                    });
-                    if foreign {
-                        return Err(damaged(&dir, "a directory with other contents, not an image layout"));
-                    }
-                }
-                Err(e) => return Err(disk(&marker, e)),
-            }
-            sub("blobs/sha256")?;
-            sub(INGEST_DIR)?;
-            remove_remains(&dir.join(INGEST_DIR), SystemTime::now());
             let missing =
-                |name: &str| fs::metadata(dir.join(name)).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-            if missing("oci-layout") {
-                let text = json!({ "imageLayoutVersion": LAYOUT_VERSION }).to_string();
-                replace(&dir, "oci-layout", text.as_bytes())?;
+                || fs::metadata(dir.join("oci-layout")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+            if missing()
+                && fs::read_dir(&dir).is_ok_and(|mut entries| entries.any(|entry| is_foreign(&entry)))
+            {
+                return Err(damaged(&dir, "a directory with other contents, not an image layout"));
+            }
+            sub_dir(&dir, "blobs/sha256")?;
+            sub_dir(&dir, INGEST_DIR)?;
+            remove_remains(&dir.join(INGEST_DIR), SystemTime::now());
+            if missing() {
+                let _lock = lock(&dir)?;
+                if missing() {
+                    let text = json!({ "imageLayoutVersion": LAYOUT_VERSION }).to_string();
+                    replace(&dir, "oci-layout", text.as_bytes())?;
+                }
             }
             Ok(())
         })
         .await
     }
+}
+
+fn sub_dir(dir: &Path, name: &str) -> Result<(), RegistryError> {
+    let path = dir.join(name);
+    fs::create_dir_all(&path).map_err(|e| disk(&path, e))
+}
+
+/// Whether a name cannot be that of a layout in the making, by us or by another writer at this moment.
+fn is_foreign(entry: &io::Result<fs::DirEntry>) -> bool {
+    let ours = [INGEST_DIR, "blobs", "oci-layout", "index.json"];
+    entry.as_ref().is_ok_and(|entry| ours.iter().all(|name| entry.file_name() != *name))
+}
+
+/// Waits for the sole right to replace the layout's small files, held until the file is closed.
+fn lock(dir: &Path) -> Result<File, RegistryError> {
+    let path = dir.join(INGEST_DIR).join(LOCK_FILE);
+    let take = || {
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        file.lock().map(|()| file)
+    };
+    take().map_err(|e| disk(&path, e))
 }
 
 fn empty_index() -> Value {
@@ -314,7 +323,7 @@ fn replace(dir: &Path, name: &str, text: &[u8]) -> Result<(), RegistryError> {
 /// Removes what crashed writers left. Best effort: it only costs space.
 fn remove_remains(dir: &Path, now: SystemTime) {
     let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
+    for entry in entries.flatten().filter(|entry| entry.file_name() != LOCK_FILE) {
         let touched = entry.metadata().and_then(|meta| meta.modified());
         if touched.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > REMAINS_AGE)) {
             let _ = fs::remove_file(entry.path());
