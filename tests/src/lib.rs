@@ -9,7 +9,6 @@
 
 pub mod cache;
 pub mod clock;
-pub mod convert;
 pub mod cri;
 pub mod exclusive;
 pub mod hub;
