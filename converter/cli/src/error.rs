@@ -12,7 +12,7 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command line or the configuration asks for something that cannot be.
     Usage = 2,
-    /// Stopped by SIGINT, as shells report it: 128 and the signal's number.
+    /// Stopped by SIGINT, as shells report it (128 and the signal's number), or by SIGTERM.
     Interrupted = 130,
 }
 
@@ -49,6 +49,10 @@ impl Problem {
 
 /// The lines for stderr.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
+    if exit(error) == Exit::Interrupted {
+        // What it was doing at that moment is no news to the one who stopped it.
+        return "error: interrupted, nothing was published".to_owned();
+    }
     let mut text = format!("error: {}", causes(error));
     if let Some(hint) = error.chain().find_map(hint) {
         text.push_str("\nhint: ");
@@ -135,6 +139,7 @@ mod tests {
         assert_eq!(exit(&error), Exit::Usage);
         let stopped = anyhow::Error::new(Problem::interrupted()).context("convert");
         assert_eq!((exit(&stopped), Exit::Interrupted as u8), (Exit::Interrupted, 130));
+        assert_eq!(describe(&stopped), "error: interrupted, nothing was published");
         let own = anyhow::Error::new(Problem::usage("no such prefix").hint("leave it out"));
         assert_eq!(describe(&own), "error: no such prefix\nhint: leave it out");
     }

@@ -18,6 +18,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, Command};
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Convert(args) => convert::run(args, stop_on_interrupt()).await,
+        Command::Convert(args) => convert::run(args, stop_on_signal()?).await,
         Command::Inspect(args) => inspect::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Status(args) => status::run(args).await,
@@ -54,19 +55,25 @@ async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// Cancelled by the first SIGINT, so that work can be given up in order. The second one ends the process.
-fn stop_on_interrupt() -> CancellationToken {
+/// Cancelled by the first SIGINT or SIGTERM, so that work can be given up in order. The second one ends the process.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            cancel.cancel();
-            if tokio::signal::ctrl_c().await.is_ok() {
+        for is_second in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if is_second {
                 std::process::exit(error::Exit::Interrupted as i32);
             }
+            cancel.cancel();
         }
     });
-    stop
+    Ok(stop)
 }
 
 /// Logs go to stderr; `TOWLINE_LOG` chooses them, such as `TOWLINE_LOG=towline_registry=debug`.

@@ -161,11 +161,13 @@ impl Verification {
     fn text(&self) -> String {
         let differences: String =
             self.differences.iter().map(|d| format!("differs: {:?} {}\n", d.path, d.what)).collect();
+        // A directory does not name its commit.
+        let at =
+            if self.source.ends_with(&self.commit) { String::new() } else { format!(" at {}", self.commit) };
         format!(
-            "{differences}{} as listed by {} at {}; {} of the repository left out\n{}\n",
+            "{differences}{} as listed by {}{at}; {} of the repository left out\n{}\n",
             count(self.verified, "file"),
             self.source,
-            self.commit,
             count(self.left_out, "file"),
             self.digest
         )

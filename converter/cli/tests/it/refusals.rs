@@ -139,24 +139,23 @@ async fn a_registry_that_refuses_is_quoted() {
 }
 
 #[tokio::test]
-async fn an_interrupt_gives_everything_up() {
-    let lies = [(WEIGHTS.to_owned(), Served::Stalled)].into();
-    let hub = Hub::start(Repository { files: model(), lies }).await;
-    let place = Place::with_hub(&hub.url);
-    let child = place.command(&["convert", "hf://acme/tiny", "oci:out:v1"]).spawn().unwrap();
-    let pid = child.id().unwrap().to_string();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while unfinished(&place.path("out")) == 0 || hub.served() < 1 << 20 {
-        assert!(Instant::now() < deadline, "the stalled layer was never begun");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+async fn a_signal_gives_everything_up() {
+    for signal in ["-INT", "-TERM"] {
+        let lies = [(WEIGHTS.to_owned(), Served::Stalled)].into();
+        let hub = Hub::start(Repository { files: model(), lies }).await;
+        let place = Place::with_hub(&hub.url);
+        let child = place.command(&["convert", "hf://acme/tiny", "oci:out:v1"]).spawn().unwrap();
+        let pid = child.id().unwrap().to_string();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while unfinished(&place.path("out")) == 0 || hub.served() < 1 << 20 {
+            assert!(Instant::now() < deadline, "the stalled layer was never begun");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let killed = tokio::process::Command::new("kill").args([signal, &pid]).status().await.unwrap();
+        assert!(killed.success());
+        let ended = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await;
+        let run: Run = ended.expect("it ends soon").unwrap().into();
+        run.fails(130, &["error: interrupted, nothing was published"]);
+        assert_unpublished(&place.path("out"));
     }
-    let killed = tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.unwrap();
-    assert!(killed.success());
-    let run: Run = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap()
-        .into();
-    run.fails(130, &["interrupted"]);
-    assert_unpublished(&place.path("out"));
 }
