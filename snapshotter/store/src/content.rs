@@ -3,13 +3,12 @@
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::Advice;
 use towline_artifact::{ContentId, PieceIndex, PieceTable, VerifiedPiece};
 
-use crate::error::{StoreError, doing};
+use crate::error::StoreError;
 use crate::opened::Opened;
 use crate::store::touch;
 
@@ -131,19 +130,10 @@ impl Content {
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         let content = self.id();
         let len = buf.len() as u64;
-        let end = offset.checked_add(len).filter(|end| *end <= self.len());
-        let end = end.ok_or(StoreError::OutOfRange { content, offset, len })?;
-        if buf.is_empty() {
-            return Ok(());
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(StoreError::OutOfRange { content, offset, len });
         }
-        let (first, last) = (PieceIndex::containing(offset), PieceIndex::containing(end - 1));
-        if let Some(piece) = (first.0..=last.0).map(PieceIndex).find(|piece| !self.has(*piece)) {
-            return Err(StoreError::Missing { content, piece });
-        }
-        self.opened.file().read_exact_at(buf, offset).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => StoreError::Truncated { content },
-            _ => doing("read", format_args!("{len} bytes at {offset} of content {content}"))(error),
-        })
+        if buf.is_empty() { Ok(()) } else { self.opened.read_at(offset, buf) }
     }
 
     /// Makes a complete content final: its data durable, owner 0:0 (when run as root), mode 0644, time 0, then the

@@ -47,6 +47,7 @@ mod recover;
 mod slot;
 mod store;
 mod tree;
+mod writeback;
 
 pub use content::{Commit, Content};
 pub use error::StoreError;

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::process::{Gid, Uid};
 use towline_artifact::{ContentId, PIECE_LEN, PieceIndex, PieceTable, VerifiedPiece};
 
@@ -19,6 +20,7 @@ use crate::disk::{self, Root};
 use crate::error::{StoreError, doing};
 use crate::format::{self, State};
 use crate::slot::{Slot, lock};
+use crate::writeback;
 
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -33,9 +35,13 @@ pub(crate) struct Opened {
     have_bytes: AtomicU64,
     /// Bytes of pieces that are there and not durable.
     dirty_bytes: AtomicU64,
+    /// Counts the times that pieces were taken back. Changes under the writers' lock, before any bit is cleared. What
+    /// was written or read across a change may be lost, or a hole.
+    failed_syncs: AtomicU64,
     sealed: AtomicBool,
     log: Mutex<Log>,
-    writers: Mutex<Writers>,
+    /// Pieces that somebody is writing.
+    writers: Mutex<HashSet<u32>>,
     writer_left: Condvar,
 }
 
@@ -51,14 +57,6 @@ struct Log {
     failing: bool,
 }
 
-#[derive(Debug, Default)]
-struct Writers {
-    /// Pieces that somebody is writing.
-    at: HashSet<u32>,
-    /// Counts failed syncs. Bytes written before one and published after it could be lost without notice.
-    failed_syncs: u64,
-}
-
 /// The right to write one piece, given back when dropped.
 struct Claim<'a> {
     opened: &'a Opened,
@@ -68,7 +66,7 @@ struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        lock(&self.opened.writers).at.remove(&self.index.0);
+        lock(&self.opened.writers).remove(&self.index.0);
         self.opened.writer_left.notify_all();
     }
 }
@@ -110,6 +108,7 @@ impl Opened {
             missing: AtomicU32::new(count - pieces),
             have_bytes: AtomicU64::new(bytes),
             dirty_bytes: AtomicU64::new(dirty_bytes),
+            failed_syncs: AtomicU64::new(0),
             sealed: AtomicBool::new(sealed),
             log: Mutex::new(Log { durable, recorded, removed: false, failing: false }),
             writers: Mutex::default(),
@@ -146,12 +145,37 @@ impl Opened {
         self.dirty_bytes.load(Ordering::Acquire)
     }
 
+    fn failed_syncs(&self) -> u64 {
+        self.failed_syncs.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
     }
 
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Fills a non-empty `buf` from `offset`; the range lies within the file.
+    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let (content, len) = (self.id(), buf.len() as u64);
+        let (first, last) = (PieceIndex::containing(offset), PieceIndex::containing(offset + len - 1));
+        loop {
+            let failed_syncs = self.failed_syncs();
+            if let Some(piece) = (first.0..=last.0).find(|piece| !self.have.get(*piece)) {
+                return Err(StoreError::Missing { content, piece: PieceIndex(piece) });
+            }
+            let read = self.file().read_exact_at(buf, offset);
+            if failed_syncs != self.failed_syncs() {
+                // A piece may have become a hole between the look at its bit and the read.
+                continue;
+            }
+            return read.map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => StoreError::Truncated { content },
+                _ => doing("read", format_args!("{len} bytes at {offset} of content {content}"))(error),
+            });
+        }
     }
 
     /// Whether the last piece is there: no other length has it, so the content's length is right.
@@ -176,6 +200,7 @@ impl Opened {
         };
         drop(claim);
         let len = piece.bytes().len() as u64;
+        writeback::start(&self.file(), index.offset(), len);
         self.root.counters.committed_pieces.fetch_add(1, Ordering::Relaxed);
         self.root.counters.committed_bytes.fetch_add(len, Ordering::Relaxed);
         self.queue.grew(self, before, before + len);
@@ -197,8 +222,8 @@ impl Opened {
             if self.have.get(index.0) {
                 return None;
             }
-            if writers.at.insert(index.0) {
-                return Some(Claim { opened: self, index, failed_syncs: writers.failed_syncs });
+            if writers.insert(index.0) {
+                return Some(Claim { opened: self, index, failed_syncs: self.failed_syncs() });
             }
             writers = self.writer_left.wait(writers).unwrap_or_else(PoisonError::into_inner);
         }
@@ -207,19 +232,30 @@ impl Opened {
     fn write(&self, piece: &VerifiedPiece) -> Result<(), StoreError> {
         let (index, file) = (piece.index(), self.file());
         file.write_all_at(piece.bytes(), index.offset()).map_err(|error| {
-            // Give back what a full disk took of the piece. Nobody can have read it: its bit is not set.
-            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let _ = rustix::fs::fallocate(&*file, hole, index.offset(), piece.bytes().len() as u64);
+            // A full disk gets back what it gave to half a piece.
+            self.empty(index.0);
             doing("write", format_args!("piece {index} of content {}", self.id()))(error)
         })
+    }
+
+    /// Makes a hole of a piece that does not count, dropping its pages and its blocks. Best effort: where there are
+    /// no holes, at least the pages go.
+    fn empty(&self, index: u32) {
+        let (file, offset, len) = (self.file(), PieceIndex(index).offset(), len_of(&self.table, index));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&*file, hole, offset, len).is_err() {
+            let _ = rustix::fs::fadvise(&*file, offset, NonZeroU64::new(len), Advice::DontNeed);
+        }
     }
 
     /// Sets the piece's bit, unless a sync failed since the claim was made: then the bytes must be written again.
     /// Returns the dirty bytes before, and whether this was the last missing piece.
     fn publish(&self, claim: &mut Claim<'_>, len: u64) -> Option<(u64, bool)> {
-        let writers = lock(&self.writers);
-        if writers.failed_syncs != claim.failed_syncs {
-            claim.failed_syncs = writers.failed_syncs;
+        let _writers = lock(&self.writers);
+        let failed_syncs = self.failed_syncs();
+        if failed_syncs != claim.failed_syncs {
+            claim.failed_syncs = failed_syncs;
+            self.empty(claim.index.0);
             return None;
         }
         assert!(self.have.set(claim.index.0), "a claimed piece has one writer");
@@ -271,9 +307,12 @@ impl Opened {
 
     /// After a failed sync: pieces that are not durable are missing again (see the crate's "What survives a crash").
     fn take_back(&self, durable: &[u64]) {
-        let mut writers = lock(&self.writers);
-        writers.failed_syncs += 1;
+        let writers = lock(&self.writers);
+        self.failed_syncs.fetch_add(1, Ordering::SeqCst);
         let gone = self.have.retain(durable);
+        // Measured on ext4 (Linux 6.18): after a write-back error, pages that stay cached over extents that were never
+        // converted can be written again and synced without error, and read as zeros later. Holes start afresh.
+        gone.iter().for_each(|index| self.empty(*index));
         let bytes = gone.iter().map(|index| len_of(&self.table, *index)).sum();
         self.missing.fetch_add(gone.len() as u32, Ordering::AcqRel);
         self.have_bytes.fetch_sub(bytes, Ordering::AcqRel);

@@ -28,6 +28,8 @@ pub(crate) struct Gate {
     pub(crate) on_disk: bool,
     /// Every piece with data has a durable bit, for the last use ended in order and this is the first since.
     pub(crate) settled: bool,
+    /// What an unclean end left beyond the state was looked at, or there was no unclean end.
+    pub(crate) swept: bool,
 }
 
 #[derive(Debug, Default)]

@@ -226,6 +226,7 @@ impl Store {
         };
         gate.on_disk = true;
         gate.settled = false;
+        gate.swept = true;
         let (root, slot, queue) = (Arc::clone(root), Arc::clone(slot), Arc::clone(&self.inner.queue));
         let opened = Arc::new(Opened::new(table, root, slot, queue, found));
         opened.enqueue_recovered();
@@ -297,7 +298,8 @@ impl Store {
     }
 
     fn slot_or_new(&self, id: ContentId, len: u64) -> Arc<Slot> {
-        let fresh = || Slot::new(id, len, false, Gate { dead: false, on_disk: false, settled: false });
+        let fresh =
+            || Slot::new(id, len, false, Gate { dead: false, on_disk: false, settled: false, swept: true });
         Arc::clone(lock(&self.inner.slots).entry(id).or_insert_with(|| Arc::new(fresh())))
     }
 
@@ -443,7 +445,8 @@ impl Store {
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.checkpointer.stop();
         self.checkpoint()?;
-        self.inner.root.mark_clean()
+        // What an earlier unclean end left of contents that nobody opened since is still to be looked at.
+        if self.slots().iter().all(|slot| slot.gate().swept) { self.inner.root.mark_clean() } else { Ok(()) }
     }
 }
 
@@ -464,7 +467,7 @@ fn scan(root: &Root, was_clean: bool) -> Result<HashMap<ContentId, Arc<Slot>>, S
     for id in ids {
         match recover::probe(root, id) {
             Ok(Probe::Usable { len, sealed }) => {
-                let gate = Gate { dead: false, on_disk: true, settled: was_clean };
+                let gate = Gate { dead: false, on_disk: true, settled: was_clean, swept: was_clean };
                 slots.insert(id, Arc::new(Slot::new(id, len, sealed, gate)));
             }
             Ok(Probe::Unfinished) => log_failure(root.delete(id).map(drop), "unfinished content not removed"),

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Sample, open};
+use common::{Sample, memory_dir, open};
 use towline_artifact::{PIECE_LEN, PieceIndex};
 use towline_store::{StoreError, TreeContent, TreeFile};
 
@@ -15,7 +15,7 @@ use towline_store::{StoreError, TreeContent, TreeFile};
 #[track_caller]
 fn check(what: &str, damage: impl Fn(&Path, &Sample)) {
     for seal in [true, false] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         let (victim, other) = (Sample::new(1, PIECE_LEN + 9), Sample::new(2, PIECE_LEN + 9));
         let store = open(dir.path());
         for sample in [&victim, &other] {

@@ -81,6 +81,11 @@ pub(crate) fn quiet() -> StoreOptions {
     StoreOptions { checkpoint_bytes: u64::MAX, checkpoint_interval: Duration::from_secs(86_400) }
 }
 
+/// A directory in memory where there is one, for tests with more syncs than a disk makes fun.
+pub(crate) fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 pub(crate) fn open(root: &Path) -> Store {
     Store::open(root, quiet()).expect("open store")
 }
