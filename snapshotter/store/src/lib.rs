@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `version` | the text `towline-store 1` and a newline; any other text is refused |
 //! | `lock` | empty; the process that uses the store holds an exclusive `flock` on it |
-//! | `clean` | present only after [`Store::close`]; removed, durably, by the next [`Store::open`] |
+//! | `clean` | empty; present only after [`Store::close`], if no content still has an unclean end behind it; removed, durably, by the next [`Store::open`] |
 //! | `content/XX/ID` | the file's plain bytes from offset 0, sparse until whole; `XX` are the first two digits of `ID` |
 //! | `content/XX/ID.pieces` | the piece table; its modification time says when the content was last used |
 //! | `content/XX/ID.state` | which pieces are durable, and whether the content is sealed; absent before the first checkpoint |
@@ -28,8 +28,8 @@
 //! read back from the disk and verified before they count.
 //!
 //! Should `fdatasync` fail, Linux has dropped the dirty state of pages it could not write, and a later `fdatasync`
-//! would succeed without them. The pieces since the last good checkpoint are therefore taken back: they are missing
-//! again, and are fetched again.
+//! would succeed without them. The pieces since the last good checkpoint are therefore taken back: their ranges become
+//! holes, they are missing again, and are fetched again. Reads that were under way look at the bits once more.
 //!
 //! # Locks
 //!
