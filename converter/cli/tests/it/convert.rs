@@ -124,3 +124,23 @@ async fn a_hub_is_read_at_one_commit_and_verified_afterwards() {
     assert_eq!(again["digest"], report["digest"]);
     assert_eq!(hub.served(), bytes as u64, "the second run reads no file");
 }
+
+#[tokio::test]
+async fn many_small_files_are_packed_and_come_back() {
+    let mut files = std::collections::BTreeMap::new();
+    for n in 0..330u32 {
+        let bytes: Vec<u8> = n.to_le_bytes().iter().copied().cycle().take(200_000 + n as usize).collect();
+        files.insert(format!("images/{n:04}.png"), bytes);
+    }
+    let hub = Hub::start(Repository { files: files.clone(), ..Repository::default() }).await;
+    let place = Place::with_hub(&hub.url);
+    let report = place.run(&["convert", "--output", "json", "hf://acme/tiny", "oci:out:v1"]).await.json();
+    assert_eq!(layers(&report).len(), 100);
+    assert!(layers(&report)[1..].iter().any(|(files, _)| *files > 1));
+    let mut tree = unpack(&place.path("out"), report["digest"].as_str().unwrap(), "amd64");
+    tree.retain(|path, _| !path.starts_with(".towline/"));
+    assert!(tree == files);
+    // The listing has only git hashes for them, so they are hashed from the image, base layer and packed layers alike.
+    let outcome = place.run(&["verify", "--output", "json", "oci:out:v1"]).await.json();
+    assert_eq!((outcome["verified"].clone(), outcome["left_out"].clone()), (json!(330), json!(0)));
+}

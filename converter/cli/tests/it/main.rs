@@ -4,5 +4,6 @@ mod convert;
 mod hub;
 mod read_back;
 mod refusals;
+mod registry;
 mod run;
 mod status;

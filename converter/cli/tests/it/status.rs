@@ -1,5 +1,8 @@
 //! `towline status` against a daemon that says what the test wants.
 
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -53,6 +56,24 @@ async fn the_daemon_is_asked_on_its_socket() {
     assert_eq!(json["models"][0]["state"], "waiting");
     assert_eq!(json["models"][0]["bytes_local"], 1 << 29);
     assert_eq!(json["store"]["contents_sealed"], 2);
+}
+
+#[tokio::test]
+async fn watching_as_json_gives_an_object_a_line() {
+    let place = Place::new();
+    let socket = place.path("control.sock");
+    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+    let server = tonic::transport::Server::builder().add_service(ControlServer::new(Daemon));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    let args = ["status", "--watch", "--output", "json", "--control", socket.to_str().unwrap()];
+    let mut child = place.command(&args).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line = tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await.expect("a refresh");
+        let json: serde_json::Value = serde_json::from_str(&line.unwrap().expect("a line")).unwrap();
+        assert_eq!(json["version"], "9.9.9");
+    }
+    child.kill().await.unwrap();
 }
 
 #[tokio::test]
