@@ -3,7 +3,7 @@
 //! It forwards every request to the registry on a connection of its own. Faults apply to GETs of blobs only, so that
 //! manifests resolve and the fault meets the code that moves weights.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -28,6 +28,8 @@ pub struct Faults {
     pub delay: Duration,
     /// Every request is answered with this status.
     pub refuse: Option<StatusCode>,
+    /// Requests for these blobs are answered with 403.
+    pub forbid: HashSet<String>,
     /// Blob digest → offset in the blob of a byte of which the lowest bit is turned.
     pub flip: HashMap<String, u64>,
     /// An answer breaks off after this many bytes of content.
@@ -161,7 +163,8 @@ async fn pass_blob(shared: &Arc<Shared>, request: Request, digest: String) -> Re
     if !faults.delay.is_zero() {
         tokio::time::sleep(faults.delay).await;
     }
-    if let Some(status) = faults.refuse {
+    let forbidden = faults.forbid.contains(&digest).then_some(StatusCode::FORBIDDEN);
+    if let Some(status) = faults.refuse.or(forbidden) {
         return Ok(status.into_response());
     }
     let (parts, body) = forward(shared.upstream, request).await?.into_parts();

@@ -1,11 +1,10 @@
 //! Pieces: the unit of transfer and of verification, and the digests that bind pieces to a file.
 
+use blake3::hazmat::{self, HasherExt, Mode};
+use bytes::Bytes;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
-use std::sync::Arc;
-
-use blake3::hazmat::{self, HasherExt, Mode};
 
 /// Length of a piece in bytes: 4 MiB. Only the last piece of a file may be shorter.
 ///
@@ -170,6 +169,12 @@ pub enum PieceTableError {
         /// Claimed length in bytes.
         len: u64,
     },
+    /// An empty file has another content id.
+    #[error("empty file with the content id {claimed} of another")]
+    NotEmpty {
+        /// What the file claims.
+        claimed: ContentId,
+    },
     /// Not one digest per piece.
     #[error("{found} piece digests for a file of {expected} pieces")]
     WrongCount {
@@ -222,6 +227,9 @@ impl PieceTable {
         let expected = digest_count(len);
         if digests.len() != expected {
             return Err(PieceTableError::WrongCount { found: digests.len(), expected });
+        }
+        if len == 0 && *blake3::hash(&[]).as_bytes() != content.0 {
+            return Err(PieceTableError::NotEmpty { claimed: content });
         }
         if expected > 0 {
             let merged = merge_root(&digests);
@@ -279,7 +287,7 @@ impl PieceTable {
     ///
     /// # Errors
     /// [`Corrupt`] when length or digest differ.
-    pub fn verify(&self, index: PieceIndex, bytes: Arc<[u8]>) -> Result<VerifiedPiece, Corrupt> {
+    pub fn verify(&self, index: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, Corrupt> {
         if self.matches(index, &bytes) {
             Ok(VerifiedPiece { content: self.content, index, bytes })
         } else {
@@ -311,7 +319,7 @@ pub fn digest_count(len: u64) -> usize {
 pub struct VerifiedPiece {
     content: ContentId,
     index: PieceIndex,
-    bytes: Arc<[u8]>,
+    bytes: Bytes,
 }
 
 impl VerifiedPiece {
@@ -329,7 +337,7 @@ impl VerifiedPiece {
 
     /// The piece's bytes, never empty.
     #[must_use]
-    pub fn bytes(&self) -> &Arc<[u8]> {
+    pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 }
@@ -462,6 +470,10 @@ mod tests {
             PieceTable::new(table.content(), u64::MAX, Vec::new()),
             Err(PieceTableError::TooLong { .. })
         ));
+        assert!(matches!(
+            PieceTable::new(table.content(), 0, Vec::new()),
+            Err(PieceTableError::NotEmpty { .. })
+        ));
     }
 
     proptest! {
@@ -477,9 +489,9 @@ mod tests {
             let index = PieceIndex::containing(at as u64);
             let start = index.offset() as usize;
             let end = start + table.piece_len(index).get() as usize;
-            prop_assert!(table.verify(index, data[start..end].into()).is_err());
+            prop_assert!(table.verify(index, Bytes::copy_from_slice(&data[start..end])).is_err());
             data[at] ^= 1 << bit;
-            prop_assert!(table.verify(index, data[start..end].into()).is_ok());
+            prop_assert!(table.verify(index, Bytes::copy_from_slice(&data[start..end])).is_ok());
         }
     }
 

@@ -1,5 +1,6 @@
 //! The format as a whole: the worked example of `docs/format.md`, round trips, and hostile base layers.
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use towline_artifact::memory::{Package, package};
 use towline_artifact::{Model, ModelError, PIECE_LEN, PieceIndex, Provenance, Sha256, chain_id};
@@ -80,8 +81,8 @@ fn a_model_reads_back_as_it_was_packaged() {
     assert_eq!(model.layer_digest(1), Some(*digest));
     let data = &layer[weights.layer_range().start as usize..weights.layer_range().end as usize];
     let first = &data[..PIECE_LEN as usize];
-    assert!(weights.table.verify(PieceIndex(0), first.into()).is_ok());
-    assert!(weights.table.verify(PieceIndex(1), first.into()).is_err());
+    assert!(weights.table.verify(PieceIndex(0), Bytes::copy_from_slice(first)).is_ok());
+    assert!(weights.table.verify(PieceIndex(1), Bytes::copy_from_slice(first)).is_err());
     let chain = model.chain_ids();
     assert_eq!(chain, [model.base, chain_id(Some(model.base), *digest)]);
     let text = format!("{} {}", model.base, digest);

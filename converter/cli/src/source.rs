@@ -34,7 +34,28 @@ pub(crate) fn provenance(listing: &Listing) -> Provenance {
         commit: listing.commit.clone(),
         created: listing.created.clone(),
         licence: listing.licence.clone(),
-        url: (!listing.url.is_empty()).then(|| listing.url.clone()),
+        url: page(listing),
+    }
+}
+
+/// The repository's page on the public hub at this commit. Not from the endpoint in use: through a mirror the same
+/// commit must give the same image.
+fn page(listing: &Listing) -> Option<String> {
+    let Listing { repo, commit, .. } = listing;
+    match (listing.hub, listing.kind) {
+        (HubKind::HuggingFace, RepoKind::Model) => {
+            Some(format!("https://huggingface.co/{repo}/tree/{commit}"))
+        }
+        (HubKind::HuggingFace, RepoKind::Dataset) => {
+            Some(format!("https://huggingface.co/datasets/{repo}/tree/{commit}"))
+        }
+        (HubKind::ModelScope, RepoKind::Model) => {
+            Some(format!("https://www.modelscope.cn/models/{repo}/files?version={commit}"))
+        }
+        (HubKind::ModelScope, RepoKind::Dataset) => {
+            Some(format!("https://www.modelscope.cn/datasets/{repo}/files?version={commit}"))
+        }
+        (HubKind::Directory, _) => None,
     }
 }
 

@@ -312,10 +312,7 @@ impl Upload {
             Ok(Err(_)) => {
                 self.buffer = None;
                 match self.finish_request().await {
-                    Ok(_) => {
-                        let what = "the upload was answered before its end";
-                        Err(RegistryError::Protocol { place: self.place(), what })
-                    }
+                    Ok(_) => Err(self.answered_early()),
                     Err(error) => Err(error),
                 }
             }
@@ -329,6 +326,10 @@ impl Upload {
     fn place(&self) -> Box<crate::error::Place> {
         let call = Call::new(&self.repository, Object::Upload, Need::Push, Method::PATCH, String::new());
         call.place(&self.session.endpoint.host)
+    }
+
+    fn answered_early(&self) -> RegistryError {
+        RegistryError::Protocol { place: self.place(), what: "the upload was answered before its end" }
     }
 
     fn wrong_len(&self) -> RegistryError {
@@ -355,8 +356,19 @@ impl Upload {
         if self.announced.is_some_and(|announced| self.written != announced) {
             return Err(self.wrong_len());
         }
-        self.send(Item::End).await?;
-        self.buffer = None;
+        // With an announced length the request is over at its last byte: the other end of the buffer may be gone by now,
+        // and only the answer tells how it went. A stall shows there, too.
+        if let Some(buffer) = self.buffer.take() {
+            let idle = self.client.idle_timeout();
+            match tokio::time::timeout(idle, buffer.send(Item::End)).await {
+                Ok(Err(_)) if self.announced.is_none() => {
+                    self.finish_request().await?;
+                    return Err(self.answered_early());
+                }
+                Ok(_) => {}
+                Err(_) => return Err(RegistryError::Stalled { place: self.place(), idle }),
+            }
+        }
         if let Some(url) = self.finish_request().await? {
             self.session.url = url;
         }

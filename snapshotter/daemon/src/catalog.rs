@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -61,6 +62,8 @@ pub(crate) struct KnownModel {
     places: Mutex<Vec<Place>>,
     trees: Vec<OnceLock<Tree>>,
     handles: Vec<OnceLock<Arc<ContentHandle>>>,
+    /// Set by whoever starts the fill, before the work of it.
+    pub(crate) fill_begun: AtomicBool,
     pub(crate) fill: Mutex<Option<FillId>>,
     pub(crate) known_since: Instant,
     /// Set once, when every content is sealed and the plain directory is made.
@@ -75,6 +78,7 @@ impl KnownModel {
             places: Mutex::new(record.places),
             trees: chains.iter().map(|_| OnceLock::new()).collect(),
             handles: model.files.iter().map(|_| OnceLock::new()).collect(),
+            fill_begun: AtomicBool::new(false),
             fill: Mutex::new(None),
             known_since: Instant::now(),
             sealed_tree: OnceLock::new(),
@@ -164,7 +168,11 @@ impl Catalog {
             write.open_table(MODELS)?;
             let mut numbers = write.open_table(NUMBERS)?;
             let version = numbers.get("version")?.map(|value| value.value());
-            ensure!(version.is_none_or(|v| v == VERSION), "{} has version {version:?}, this build reads {VERSION}", path.display());
+            ensure!(
+                version.is_none_or(|v| v == VERSION),
+                "{} has version {version:?}, this build reads {VERSION}",
+                path.display()
+            );
             numbers.insert("version", VERSION)?;
         }
         write.commit()?;
@@ -181,14 +189,19 @@ impl Catalog {
             let key = key.value();
             match self.load_one(key, value.value()) {
                 Ok(model) => self.insert(Arc::new(model)),
-                Err(error) => tracing::error!(digest = key, error = format!("{error:#}"), "model cannot be read; its volumes are refused"),
+                Err(error) => tracing::error!(
+                    digest = key,
+                    error = format!("{error:#}"),
+                    "model cannot be read; its volumes are refused"
+                ),
             }
             names.push(key.trim_start_matches("sha256:").to_owned());
         }
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             if !names.iter().any(|name| entry.file_name() == name.as_str()) {
-                std::fs::remove_file(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+                std::fs::remove_file(entry.path())
+                    .with_context(|| format!("remove {}", entry.path().display()))?;
             }
         }
         Ok(())
@@ -243,7 +256,8 @@ impl Catalog {
         }
         let path = self.base_path(model.base);
         let unfinished = path.with_extension("tmp");
-        let mut file = File::create(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
+        let mut file =
+            File::create(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
         file.write_all(base)?;
         file.sync_all()?;
         std::fs::rename(&unfinished, &path)?;

@@ -1,7 +1,7 @@
 //! What the daemon answers when containerd extracts a layer or mounts a model.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +57,8 @@ impl Models for Claims {
                 Err(refusal)
             }
             Err(Failure::Declined(reason, detail)) if self.0.declined(reason, image, &detail) => {
-                let message = format!("model image {image} cannot be served lazily and strict is set: {detail}");
+                let message =
+                    format!("model image {image} cannot be served lazily and strict is set: {detail}");
                 Err(Refusal::new(RefusalKind::FailedPrecondition, message))
             }
             Err(Failure::Declined(..)) => Ok(Claim::NotOurs),
@@ -65,18 +66,25 @@ impl Models for Claims {
     }
 
     async fn directory(&self, chain: &str) -> Result<PathBuf, Refusal> {
-        let unknown = || Refusal::new(RefusalKind::NotFound, format!("model with chain id {chain} is not known"));
+        let unknown =
+            || Refusal::new(RefusalKind::NotFound, format!("model with chain id {chain} is not known"));
         let id: Sha256 = chain.parse().map_err(|_| unknown())?;
         let (known, layer) = self.0.catalog.by_chain(id).ok_or_else(unknown)?;
         self.0.volume_opened();
         if layer + 1 == known.chains.len()
+            && !self.0.relabels
             && let Some(path) = known.sealed_tree.get()
         {
             return Ok(path.clone());
         }
         let mount = self.0.mount.get().filter(|mount| mount.is_serving());
-        let mount = mount.ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "the FUSE mount is not being served"))?;
+        let mount = mount
+            .ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "the FUSE mount is not being served"))?;
         Ok(mount.dir().join(hex::encode(id.0)))
+    }
+
+    fn refuses_changes(&self, directory: &Path) -> bool {
+        self.0.mount.get().is_some_and(|mount| directory.starts_with(mount.dir()))
     }
 
     fn forget(&self, chain: &str) {
@@ -94,7 +102,8 @@ impl Models for Claims {
     fn usage(&self, chain: &str) -> (i64, i64) {
         let found = chain.parse().ok().and_then(|id| self.0.catalog.by_chain(id));
         let Some((known, layer)) = found else { return (0, 0) };
-        let files = known.model.files.iter().filter(|file| file.layer == layer && !is_index(&file.path)).count();
+        let files =
+            known.model.files.iter().filter(|file| file.layer == layer && !is_index(&file.path)).count();
         let bytes = if layer == 0 { known.model.base_len } else { layer_bytes(&known, layer) };
         (i64::try_from(bytes).unwrap_or(i64::MAX), i64::try_from(files).unwrap_or(i64::MAX))
     }
@@ -102,8 +111,13 @@ impl Models for Claims {
 
 /// Bytes on disk of the files in a weight layer.
 fn layer_bytes(known: &KnownModel, layer: usize) -> u64 {
-    let contents: Vec<_> =
-        known.model.files.iter().filter(|file| file.layer == layer).map(|file| file.table.content()).collect();
+    let contents: Vec<_> = known
+        .model
+        .files
+        .iter()
+        .filter(|file| file.layer == layer)
+        .map(|file| file.table.content())
+        .collect();
     let handles = known.open_handles().filter(|handle| contents.contains(&handle.content().id()));
     handles.map(|handle| handle.content().bytes_have()).sum()
 }
@@ -111,7 +125,8 @@ fn layer_bytes(known: &KnownModel, layer: usize) -> u64 {
 impl Claims {
     async fn claim_layer(&self, claim: &LayerClaim) -> Result<(), Failure> {
         let malformed = |what: &str| Failure::Refused(Refusal::new(RefusalKind::InvalidArgument, what));
-        let chain: Sha256 = claim.chain_id.parse().map_err(|_| malformed("chain id is not a SHA-256 digest"))?;
+        let chain: Sha256 =
+            claim.chain_id.parse().map_err(|_| malformed("chain id is not a SHA-256 digest"))?;
         if claim.parent_is_ordinary {
             let text = "a model layer lies above a layer that containerd unpacked".to_owned();
             return Err(Failure::Declined(Declined::Stack, text));
@@ -119,7 +134,8 @@ impl Claims {
         match &claim.parent_chain {
             None => self.claim_base(chain, &claim.labels).await,
             Some(parent) => {
-                let parent = parent.parse().map_err(|_| malformed("parent chain id is not a SHA-256 digest"))?;
+                let parent =
+                    parent.parse().map_err(|_| malformed("parent chain id is not a SHA-256 digest"))?;
                 self.claim_weights(parent, chain, &claim.labels).await
             }
         }
@@ -186,7 +202,9 @@ impl Claims {
     fn fetch_failure(&self, error: &RegistryError) -> Failure {
         let text = chain(error);
         match error {
-            RegistryError::DigestMismatch { .. } => Failure::Refused(Refusal::new(RefusalKind::DataLoss, text)),
+            RegistryError::DigestMismatch { .. } => {
+                Failure::Refused(Refusal::new(RefusalKind::DataLoss, text))
+            }
             error if error.is_unauthorized() => Failure::Declined(Declined::Credentials, text),
             _ => Failure::Declined(Declined::Registry, text),
         }
@@ -205,7 +223,10 @@ impl Claims {
         };
         if known.chains.get(below + 1) != Some(&chain) {
             let image = labels.get(IMAGE_LABEL).map_or("(unknown)", String::as_str);
-            let text = format!("layer {} of image {image} is not the one that the index in its base layer names", below + 1);
+            let text = format!(
+                "layer {} of image {image} is not the one that the index in its base layer names",
+                below + 1
+            );
             return Err(Failure::Refused(Refusal::new(RefusalKind::InvalidArgument, text)));
         }
         if below + 2 == known.chains.len() {
@@ -227,7 +248,8 @@ fn place(labels: &BTreeMap<String, String>) -> Result<(Place, Repository), Failu
         Failure::Declined(Declined::Labels, format!("image reference {reference:?}: {error}"))
     };
     let parsed: Reference = reference.parse().map_err(|error| unreadable(&error))?;
-    let repository = Repository::new(parsed.registry(), parsed.repository()).map_err(|error| unreadable(&error))?;
+    let repository =
+        Repository::new(parsed.registry(), parsed.repository()).map_err(|error| unreadable(&error))?;
     let place = Place {
         host: repository.host().to_owned(),
         repository: repository.path().to_owned(),
@@ -244,4 +266,106 @@ fn broken(place: &Place, error: &ModelError) -> Failure {
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::Refused(Refusal::new(RefusalKind::Internal, chain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::config::Config;
+    use crate::origin::Origins;
+    use towline_artifact::memory::{Package, package};
+    use towline_artifact::{PIECE_LEN, Provenance};
+    use towline_modelfs::{Engine, EngineOptions};
+    use towline_registry::{Client, ClientOptions};
+    use towline_store::{Store, StoreOptions};
+
+    fn two_weights() -> Package {
+        let source = Provenance {
+            hub: "directory".into(),
+            kind: "model".into(),
+            repo: String::new(),
+            commit: "c".into(),
+            created: None,
+            licence: None,
+            url: None,
+        };
+        let (a, b) = (vec![1; PIECE_LEN as usize], vec![2; PIECE_LEN as usize]);
+        package(&[("config.json", b"{}"), ("a.bin", &a), ("b.bin", &b)], source).unwrap()
+    }
+
+    /// Claims over a node that knows `made` and can reach no registry.
+    fn claims(dir: &Path, made: &Package) -> (Claims, Model) {
+        // What main does for the whole process; another test may have been first.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let config = Config { root: dir.to_owned(), ..Config::default() };
+        let origins = Arc::new(Origins::new(Client::new(ClientOptions::default()).unwrap()));
+        let store = Store::open(&dir.join("store"), StoreOptions::default()).unwrap();
+        let engine = Engine::new(store, origins.clone(), EngineOptions::default());
+        let catalog = Catalog::open(dir).unwrap();
+        let (place, _) =
+            place(&[(IMAGE_LABEL.to_owned(), "127.0.0.1:1/m:v1".to_owned())].into()).ok().unwrap();
+        let model = Model::read(&made.artifact.base.bytes).unwrap();
+        catalog.add(&made.artifact.base.bytes, model.clone(), place).unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        (Claims(Node::new(config, engine, origins, catalog, runtime, Default::default())), model)
+    }
+
+    fn claim(parent: Option<Sha256>, diff_id: Sha256) -> LayerClaim {
+        LayerClaim {
+            chain_id: towline_artifact::chain_id(parent, diff_id).to_string(),
+            parent_chain: parent.map(|parent| parent.to_string()),
+            parent_is_ordinary: false,
+            labels: [(VERSION_LABEL.to_owned(), "1".to_owned())].into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_chain_that_the_base_layer_commits_to_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = two_weights();
+        let (claims, model) = claims(dir.path(), &made);
+        let chain = model.chain_ids();
+        let (first, second) = (model.layers[0].digest, model.layers[1].digest);
+        assert_eq!(claims.claim(&claim(None, model.base)).await, Ok(Claim::Accepted));
+        assert_eq!(claims.claim(&claim(Some(chain[0]), first)).await, Ok(Claim::Accepted));
+        assert_eq!(claims.claim(&claim(Some(chain[1]), second)).await, Ok(Claim::Accepted));
+        // The layers in another order, one twice, a foreign one: all above the genuine base layer.
+        for (parent, layer) in
+            [(chain[0], second), (chain[1], first), (chain[2], second), (chain[0], Sha256([7; 32]))]
+        {
+            let refusal = claims.claim(&claim(Some(parent), layer)).await.expect_err("not in the index");
+            assert_eq!(refusal.kind, RefusalKind::InvalidArgument);
+            assert!(refusal.message.contains("not the one that the index"), "{refusal}");
+        }
+        let unlabelled = LayerClaim { labels: BTreeMap::new(), ..claim(Some(chain[0]), first) };
+        assert_eq!(claims.claim(&unlabelled).await, Ok(Claim::NotOurs));
+        let above_ordinary = LayerClaim { parent_is_ordinary: true, ..claim(None, model.base) };
+        assert_eq!(claims.claim(&above_ordinary).await, Ok(Claim::NotOurs), "counted and logged");
+    }
+
+    #[tokio::test]
+    async fn what_is_known_survives_a_restart_and_goes_with_its_last_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = two_weights();
+        let (first, model) = claims(dir.path(), &made);
+        assert!(first.directory(&model.base.to_string()).await.is_err(), "nothing is mounted");
+        drop(first);
+        let catalog = Catalog::open(dir.path()).unwrap();
+        let (known, layer) = catalog.by_chain(model.chain_ids()[2]).expect("known after a restart");
+        assert_eq!((layer, known.places()[0].reference.as_str()), (2, "127.0.0.1:1/m:v1"));
+        let config = known.model.files.iter().position(|file| file.path == "config.json").unwrap();
+        assert_eq!(known.read_base(config, 0, 2).unwrap(), b"{}");
+        drop((catalog, known));
+        let (again, _) = claims(dir.path(), &made);
+        again.forget(&model.chain_ids()[2].to_string());
+        again.cleanup().await;
+        assert!(again.0.catalog.by_chain(model.base).is_some(), "the base layer's snapshot is still there");
+        again.forget(&model.base.to_string());
+        again.cleanup().await;
+        assert!(again.0.catalog.by_chain(model.base).is_none());
+        drop(again);
+        assert!(Catalog::open(dir.path()).unwrap().models().is_empty());
+        assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), 0);
+    }
 }

@@ -106,7 +106,11 @@ pub(crate) struct Registry {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { docker_config: None, hosts_dir: Some("/etc/containerd/certs.d".into()), plain_http: Vec::new() }
+        Self {
+            docker_config: None,
+            hosts_dir: Some("/etc/containerd/certs.d".into()),
+            plain_http: Vec::new(),
+        }
     }
 }
 
@@ -182,7 +186,11 @@ impl Config {
             ensure!(path.is_absolute(), "{key} must be an absolute path, not {}", path.display());
         }
         let fetch = &self.fetch;
-        ensure!((2..=256).contains(&fetch.requests), "fetch.requests must be 2 to 256, not {}", fetch.requests);
+        ensure!(
+            (2..=256).contains(&fetch.requests),
+            "fetch.requests must be 2 to 256, not {}",
+            fetch.requests
+        );
         for (key, size, max) in [
             ("fetch.request_size", fetch.request_size, ByteSize::mib(64)),
             ("fetch.window", fetch.window, ByteSize::gib(1)),
@@ -191,10 +199,21 @@ impl Config {
                 bail!("{key} must be between a piece of 4 MiB and {max}, not {size}");
             }
         }
-        ensure!(fetch.memory.0 >= 4 * PIECE_LEN, "fetch.memory must be at least 16 MiB, not {}", fetch.memory);
+        ensure!(
+            fetch.memory.0 >= 4 * PIECE_LEN,
+            "fetch.memory must be at least 16 MiB, not {}",
+            fetch.memory
+        );
         ensure!(!fetch.read_timeout.is_zero(), "fetch.read_timeout must not be zero");
         ensure!(!fetch.idle_timeout.is_zero(), "fetch.idle_timeout must not be zero");
         ensure!(self.fuse.threads <= 64, "fuse.threads must be at most 64, not {}", self.fuse.threads);
+        ensure!(
+            (ByteSize::kib(128)..=ByteSize::gib(1)).contains(&self.fuse.read_ahead),
+            "fuse.read_ahead must be 128 KiB to 1 GiB, not {}",
+            self.fuse.read_ahead
+        );
+        let level: Result<tracing_subscriber::EnvFilter, _> = self.log.level.parse();
+        ensure!(level.is_ok(), "log.level must be a level or directives, not {:?}", self.log.level);
         if !self.http.listen.is_empty() {
             let parsed: Result<std::net::SocketAddr, _> = self.http.listen.parse();
             ensure!(parsed.is_ok(), "http.listen must be an address and a port, not {:?}", self.http.listen);

@@ -20,7 +20,8 @@ impl api::control_server::Control for Service {
     async fn status(&self, _: Request<api::StatusRequest>) -> Result<Response<api::StatusResponse>, Status> {
         let node = &self.node;
         let store = node.engine.store().stats();
-        let passthrough = node.mount.get().map_or("not mounted".to_owned(), |mount| mount.passthrough().to_string());
+        let passthrough =
+            node.mount.get().map_or("not mounted".to_owned(), |mount| mount.passthrough().to_string());
         Ok(Response::new(api::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),

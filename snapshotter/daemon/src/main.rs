@@ -115,7 +115,8 @@ fn run(config: Config) -> anyhow::Result<()> {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider is installed already");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let result = runtime.block_on(serve(config));
     runtime.shutdown_timeout(DRAIN);
     result
@@ -127,7 +128,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let node = open(config, &stop)?;
     let config = &node.config;
     let models = Arc::new(Claims(Arc::clone(&node)));
-    let snapshotter = Snapshotter::open(towline_snapshots::Options::new(config.root.join("snapshots")), models)?;
+    let snapshotter =
+        Snapshotter::open(towline_snapshots::Options::new(config.root.join("snapshots")), models)?;
     node.forget_all_but(&snapshotter.chains());
 
     let snapshots = bind(&config.snapshotter_socket())?;
@@ -178,13 +180,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// Opens what is on disk and mounts it.
 fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
-    for dir in [&config.root, &config.run_dir, &config.mount_dir()] {
-        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    }
-    // What the store holds may be confidential, and sockets hang below the run directory; containerd is root.
+    // What the store holds may be confidential. containerd and the kubelet are root, and pods see their volumes through
+    // mounts, not through these paths.
     for dir in [&config.root, &config.run_dir] {
-        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o711))
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))
             .with_context(|| format!("set the mode of {}", dir.display()))?;
+    }
+    match std::fs::create_dir(config.mount_dir()) {
+        // A mount that a killed daemon left there; mounting clears it away.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => made.with_context(|| format!("make {}", config.mount_dir().display()))?,
     }
     let store = Store::open(&config.root.join("store"), StoreOptions::default())?;
     let catalog = catalog::Catalog::open(&config.root)?;
@@ -194,7 +200,7 @@ fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
     let node = Node::new(config, engine, origins, catalog, runtime, stop.clone());
     let fuse = &node.config.fuse;
     let mut options = MountOptions { passthrough: fuse.passthrough, ..MountOptions::default() };
-    options.read_ahead_kb = u32::try_from(fuse.read_ahead.0 >> 10).context("fuse.read_ahead")?;
+    options.read_ahead_kb = u32::try_from(fuse.read_ahead.0 >> 10).expect("checked with the configuration");
     if fuse.threads > 0 {
         options.threads = fuse.threads;
     }
@@ -210,7 +216,8 @@ fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
 
 fn engine_options(config: &Config) -> EngineOptions {
     let fetch = &config.fetch;
-    let pieces = |size: bytesize::ByteSize| u32::try_from(size.0 / PIECE_LEN).expect("checked with the configuration");
+    let pieces =
+        |size: bytesize::ByteSize| u32::try_from(size.0 / PIECE_LEN).expect("checked with the configuration");
     let limits = Limits {
         runs: fetch.requests,
         reserved_for_demand: (fetch.requests / 4).max(1),

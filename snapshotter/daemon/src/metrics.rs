@@ -92,28 +92,54 @@ impl Collector for NodeCollector {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (engine, store) = (node.engine.stats(), node.engine.store().stats());
         let counters: [(&str, &str, u64); 9] = [
-            ("layers_claimed", "Layers served lazily instead of being downloaded by containerd", load(&node.metrics.claimed)),
+            (
+                "layers_claimed",
+                "Layers served lazily instead of being downloaded by containerd",
+                load(&node.metrics.claimed),
+            ),
             ("volumes", "Times a model directory was handed out for a mount", load(&node.volumes_open)),
             ("origin_bytes", "Bytes received from registries", load(&engine.fetched_bytes)),
-            ("corrupt_pieces", "Pieces that did not match their digest and were thrown away", load(&engine.corrupt_pieces)),
+            (
+                "corrupt_pieces",
+                "Pieces that did not match their digest and were thrown away",
+                load(&engine.corrupt_pieces),
+            ),
             ("fetches", "Range requests started", load(&engine.runs)),
             ("failed_fetches", "Range requests that failed and were tried again", load(&engine.failed_runs)),
-            ("timed_out_reads", "Reads that failed because their bytes did not come in time", load(&engine.timed_out_reads)),
+            (
+                "timed_out_reads",
+                "Reads that failed because their bytes did not come in time",
+                load(&engine.timed_out_reads),
+            ),
             ("unstored_pieces", "Pieces that the store could not take", load(&engine.unstored_pieces)),
             ("stored_bytes", "Bytes of pieces written to the store", store.committed_bytes),
         ];
         for (name, help, value) in counters {
             let metric = ConstCounter::new(value);
-            let family = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+            let family = encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                prometheus_client::metrics::MetricType::Counter,
+            )?;
             prometheus_client::encoding::EncodeMetric::encode(&metric, family)?;
         }
-        let declined = Family::<[(&'static str, &'static str); 1], prometheus_client::metrics::counter::Counter>::default();
+        let declined = Family::<
+            [(&'static str, &'static str); 1],
+            prometheus_client::metrics::counter::Counter,
+        >::default();
         for reason in Declined::ALL {
-            declined.get_or_create(&[("reason", reason.name())]).inc_by(load(&node.metrics.declined[reason as usize]));
+            declined
+                .get_or_create(&[("reason", reason.name())])
+                .inc_by(load(&node.metrics.declined[reason as usize]));
         }
         let help = "Layers of model images that could not be served lazily";
-        let family =
-            encoder.encode_descriptor("layers_declined", help, None, prometheus_client::metrics::MetricType::Counter)?;
+        let family = encoder.encode_descriptor(
+            "layers_declined",
+            help,
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
         prometheus_client::encoding::EncodeMetric::encode(&declined, family)?;
         let models = node.catalog.models();
         let complete = models.iter().filter(|known| known.is_sealed()).count();
@@ -128,19 +154,28 @@ impl Collector for NodeCollector {
         ];
         for (name, help, value) in gauges {
             let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let family = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            let family =
+                encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
             prometheus_client::encoding::EncodeMetric::encode(&metric, family)?;
         }
         if let Some(mount) = node.mount.get() {
             let stats = mount.stats();
             for (name, help, value) in [
                 ("fuse_read_bytes", "Bytes read through the daemon", stats.bytes_read),
-                ("fuse_passthrough_opens", "Opens of complete files that bypass the daemon", stats.passthrough_opens),
+                (
+                    "fuse_passthrough_opens",
+                    "Opens of complete files that bypass the daemon",
+                    stats.passthrough_opens,
+                ),
                 ("fuse_cached_opens", "Opens that read through the daemon", stats.cached_opens),
             ] {
                 let metric = ConstCounter::new(value);
-                let family =
-                    encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+                let family = encoder.encode_descriptor(
+                    name,
+                    help,
+                    None,
+                    prometheus_client::metrics::MetricType::Counter,
+                )?;
                 prometheus_client::encoding::EncodeMetric::encode(&metric, family)?;
             }
         }

@@ -1,6 +1,6 @@
 //! What the parts of the daemon share, and the work that goes on by itself: fills, completion, removal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -32,6 +32,9 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
     pub(crate) volumes_open: AtomicU64,
+    /// Whether this host relabels volumes for SELinux. Plain directories share files between pods and cannot carry each
+    /// pod's label; FUSE volumes answer that they have none.
+    pub(crate) relabels: bool,
     /// Base layers whose last snapshot is gone; removed by the next cleanup.
     dead: Mutex<Vec<Sha256>>,
     /// Contents that could not be removed yet because somebody reads them.
@@ -59,6 +62,7 @@ impl Node {
             metrics: Metrics::default(),
             stop,
             volumes_open: AtomicU64::new(0),
+            relabels: Path::new("/sys/fs/selinux/enforce").exists(),
             dead: Mutex::default(),
             unwanted: Mutex::default(),
         })
@@ -75,28 +79,25 @@ impl Node {
 
     /// Starts to fetch the whole model, once. Returns at once; the work is on the blocking pool.
     pub(crate) fn start_fill(self: &Arc<Self>, known: &Arc<KnownModel>) {
-        if !self.config.fetch.fill || lock(&known.fill).is_some() || known.sealed_tree.get().is_some() {
+        if !self.config.fetch.fill || known.fill_begun.swap(true, Ordering::AcqRel) {
             return;
         }
         let (node, known) = (Arc::clone(self), Arc::clone(known));
         self.runtime.spawn_blocking(move || {
             if let Err(error) = node.fill(&known) {
+                known.fill_begun.store(false, Ordering::Release);
                 tracing::error!(model = %known.model.base, error = format!("{error:#}"), "background fetch cannot start");
             }
         });
     }
 
     fn fill(&self, known: &KnownModel) -> anyhow::Result<()> {
-        let mut fill = lock(&known.fill);
-        if fill.is_some() {
-            return Ok(());
-        }
         let mut parts: Vec<(Arc<ContentHandle>, std::ops::Range<u32>)> = Vec::new();
         for (file, pieces) in fill_order(&known.model) {
             let handle = known.handle(file, &self.engine)?;
             parts.push((Arc::clone(handle), pieces));
         }
-        *fill = Some(self.engine.start_fill(&parts));
+        *lock(&known.fill) = Some(self.engine.start_fill(&parts));
         Ok(())
     }
 
@@ -113,6 +114,9 @@ impl Node {
 
     /// Resumes what was under way before a restart, then watches for models that become whole.
     pub(crate) async fn watch(self: Arc<Self>) {
+        let node = Arc::clone(&self);
+        // What was complete before a restart is served as such from the first pod on. A panic is logged by its hook.
+        let _opened = tokio::task::spawn_blocking(move || node.open_contents()).await;
         for known in self.catalog.models() {
             self.start_fill_later(&known);
         }
@@ -131,7 +135,21 @@ impl Node {
                 let node = Arc::clone(&self);
                 let made = tokio::task::spawn_blocking(move || node.complete(&known)).await;
                 if let Ok(Err(error)) = made {
-                    tracing::warn!(error = format!("{error:#}"), "complete model keeps being served through FUSE");
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "complete model keeps being served through FUSE"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Opens the contents of all models, without fetching any.
+    fn open_contents(&self) {
+        for known in self.catalog.models() {
+            for file in known.weight_files() {
+                if let Err(error) = known.handle(file, &self.engine) {
+                    tracing::error!(%error, model = %known.model.base, "content cannot be opened");
                 }
             }
         }
@@ -159,7 +177,8 @@ impl Node {
         let mut files = Vec::new();
         for (n, file) in known.model.files.iter().enumerate() {
             let content = if file.layer == 0 {
-                let len = u32::try_from(file.table.file_len()).context("length of a file in the base layer")?;
+                let len =
+                    u32::try_from(file.table.file_len()).context("length of a file in the base layer")?;
                 TreeContent::Inline(known.read_base(n, 0, len).context("read base layer")?)
             } else {
                 TreeContent::Sealed(file.table.content())
@@ -184,7 +203,8 @@ impl Node {
         lock(&self.dead).retain(|dead| *dead != base);
     }
 
-    /// Models without a snapshot, as after a crash between the removal of the last one and the cleanup.
+    /// Finds what a crash between the removal of a last snapshot and the end of the cleanup left: models without a
+    /// snapshot, contents without a model.
     pub(crate) fn forget_all_but(&self, chains: &[String]) {
         for known in self.catalog.models() {
             let base = known.model.base.to_string();
@@ -192,6 +212,9 @@ impl Node {
                 lock(&self.dead).push(known.model.base);
             }
         }
+        let wanted: Vec<ContentId> = self.catalog.models().iter().flat_map(|known| contents(known)).collect();
+        let stored = self.engine.store().contents().into_iter().map(|info| info.id);
+        lock(&self.unwanted).extend(stored.filter(|content| !wanted.contains(content)));
     }
 
     /// Removes dead models and the contents that no other model has. Blocks on the disk.

@@ -80,7 +80,8 @@ impl Origins {
     async fn ask(&self, content: ContentId, bytes: Range<u64>) -> Result<PieceStream, FetchError> {
         let origin = self.first(content).ok_or(FetchError::NoSource { content })?;
         let range = origin.offset + bytes.start..origin.offset + bytes.end;
-        let failed = move |error: RegistryError| FetchError::Source { message: chain(&error), retry_after: None };
+        let failed =
+            move |error: RegistryError| FetchError::Source { message: chain(&error), retry_after: None };
         match self.client.blob_range(&origin.repository, &origin.layer, range.clone()).await {
             Ok(body) => Ok(Box::pin(body.map_err(failed))),
             Err(RegistryError::RangeIgnored { .. }) => {
@@ -118,9 +119,7 @@ impl PieceSource for Origins {
         table: &'a PieceTable,
         bytes: Range<u64>,
     ) -> Pin<Box<dyn Future<Output = Result<PieceStream, FetchError>> + Send + 'a>> {
-        Box::pin(async move {
-            self.ask(table.content(), bytes).await
-        })
+        Box::pin(async move { self.ask(table.content(), bytes).await })
     }
 
     fn corrupt(&self, content: ContentId) {

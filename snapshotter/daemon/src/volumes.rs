@@ -46,7 +46,9 @@ impl Spot {
     fn attr(&self) -> Result<Attr, Errno> {
         let ino = ino(self.known.slot, self.layer, self.node);
         Ok(match self.kind()? {
-            NodeKind::Directory(_) => Attr { ino, kind: Kind::Directory, size: 4096, executable: false, links: 2 },
+            NodeKind::Directory(_) => {
+                Attr { ino, kind: Kind::Directory, size: 4096, executable: false, links: 2 }
+            }
             NodeKind::File(file) => {
                 Attr { ino, kind: Kind::File, size: file.len, executable: file.executable, links: file.links }
             }
@@ -95,7 +97,8 @@ impl Volumes {
             }
             Some(Err(error)) => fail(&spot.known, file, offset, &error, reply),
             None => {
-                let (engine, handle, known) = (Arc::clone(engine), Arc::clone(handle), Arc::clone(&spot.known));
+                let (engine, handle, known) =
+                    (Arc::clone(engine), Arc::clone(handle), Arc::clone(&spot.known));
                 self.0.runtime.spawn(async move {
                     match engine.read(&handle, offset, len).await {
                         Ok(bytes) => reply.data(bytes.as_ref()),
@@ -138,7 +141,8 @@ impl Tree for Volumes {
     fn entries(&self, ino_: Ino) -> Result<Arc<[DirEntry]>, Errno> {
         if ino_ == ROOT {
             // Whole models only; lower layers have directories, too, but nobody looks for them by listing.
-            let mut entries: Vec<DirEntry> = self.0.catalog.models().iter().map(|known| top_entry(known)).collect();
+            let mut entries: Vec<DirEntry> =
+                self.0.catalog.models().iter().map(|known| top_entry(known)).collect();
             entries.sort_by(|a, b| a.name.cmp(&b.name));
             return Ok(entries.into());
         }
@@ -200,5 +204,9 @@ impl Tree for Volumes {
 
 fn top_entry(known: &KnownModel) -> DirEntry {
     let layer = known.chains.len() - 1;
-    DirEntry { ino: ino(known.slot, layer, NodeId(0)), kind: Kind::Directory, name: hex::encode(known.chains[layer].0) }
+    DirEntry {
+        ino: ino(known.slot, layer, NodeId(0)),
+        kind: Kind::Directory,
+        name: hex::encode(known.chains[layer].0),
+    }
 }

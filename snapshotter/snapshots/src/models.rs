@@ -1,7 +1,7 @@
 //! The seam to whatever serves model images.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the daemon does for the layers of model images.
 ///
@@ -26,6 +26,15 @@ pub trait Models: Send + Sync + 'static {
     /// # Errors
     /// A [`Refusal`] fails the mount.
     async fn directory(&self, chain: &str) -> Result<PathBuf, Refusal>;
+
+    /// Whether the file system at `directory`, which [`Models::directory`] gave, refuses every change by itself.
+    ///
+    /// A volume then needs no `ro`, and does without: the kubelet asks for an SELinux relabel of image volumes, and
+    /// containerd tolerates ENOTSUP from it, which such a file system can answer, but not EROFS, which a read-only
+    /// mount answers before anybody is asked.
+    fn refuses_changes(&self, _directory: &Path) -> bool {
+        false
+    }
 
     /// No snapshot of `chain` is left and none is being made. Also called for chains whose claim was dropped, so
     /// `chain` may be unknown. Quick, and must not call back: heavy work belongs in [`Models::cleanup`].

@@ -22,12 +22,21 @@ pub(crate) struct Layers {
     pub(crate) work: String,
     /// Directories of the parents, nearest first.
     pub(crate) lowers: Vec<String>,
-    /// Whether this is a pod's volume and `lowers` is exactly the directory of a model.
-    pub(crate) is_model_volume: bool,
+    /// Whether this is a pod's volume and `lowers` is exactly the directory of a model, and how that is kept unchanged.
+    pub(crate) model_volume: Option<Guard>,
     /// `uidmap=` and `gidmap=` where containerd is to map ids.
     pub(crate) remap: Vec<String>,
     /// What every overlay on this host needs.
     pub(crate) overlay_options: Vec<String>,
+}
+
+/// What keeps the files of a model volume as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// The mount option `ro`.
+    ReadOnlyMount,
+    /// The file system itself; see [`crate::Models::refuses_changes`].
+    FileSystem,
 }
 
 impl Layers {
@@ -36,11 +45,15 @@ impl Layers {
     /// Only views and model volumes carry `ro`. A Prepare for extraction never does: containerd from 2.4 on takes
     /// `ro` there to mean that the layer is in place already.
     pub(crate) fn mount(self) -> Mount {
-        let Self { kind, upper, work, lowers, is_model_volume, remap, overlay_options } = self;
-        if is_model_volume {
+        let Self { kind, upper, work, lowers, model_volume, remap, overlay_options } = self;
+        if let Some(guard) = model_volume {
             // No id mapping: files are world-readable, and FUSE refuses id-mapped mounts unless it asked for them.
             let source = lowers.into_iter().next().expect("a model volume has a directory");
-            return Mount { kind: "bind", source, options: vec!["rbind".into(), "ro".into()] };
+            let options = match guard {
+                Guard::ReadOnlyMount => vec!["rbind".into(), "ro".into()],
+                Guard::FileSystem => vec!["rbind".into()],
+            };
+            return Mount { kind: "bind", source, options };
         }
         let bind = |source: String, mode: &str| {
             let options = remap.iter().cloned().chain([mode.to_owned(), "rbind".to_owned()]).collect();
@@ -87,7 +100,7 @@ mod tests {
             upper: "/r/9/fs".into(),
             work: "/r/9/work".into(),
             lowers: lowers.iter().map(|&lower| lower.to_owned()).collect(),
-            is_model_volume: false,
+            model_volume: None,
             remap: Vec::new(),
             overlay_options: vec!["index=off".into()],
         }
@@ -114,8 +127,9 @@ mod tests {
 
     #[test]
     fn a_model_volume_is_one_read_only_bind() {
-        let volume = Layers { is_model_volume: true, ..layers(Kind::Active, &["/m/a"]) };
-        check(volume, "bind", "/m/a", &["rbind", "ro"]);
+        let volume = |guard| Layers { model_volume: Some(guard), ..layers(Kind::Active, &["/m/a"]) };
+        check(volume(Guard::ReadOnlyMount), "bind", "/m/a", &["rbind", "ro"]);
+        check(volume(Guard::FileSystem), "bind", "/m/a", &["rbind"]);
     }
 
     #[test]

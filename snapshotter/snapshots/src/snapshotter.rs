@@ -21,7 +21,7 @@ use crate::idmap;
 use crate::kernel::Kernel;
 use crate::metadata::Metadata;
 use crate::models::{Claim, LayerClaim, Models, Refusal, RefusalKind};
-use crate::mounts::{self, Layers, Mount};
+use crate::mounts::{self, Guard, Layers, Mount};
 use crate::record::{Kind, Labels, Record, Usage};
 use crate::request::{self, CHAIN_LABEL, Purpose};
 
@@ -123,7 +123,8 @@ struct Lowers {
     paths: Vec<String>,
     /// Owner of the topmost.
     owner: Option<Owner>,
-    is_one_model: bool,
+    /// How the directory is kept unchanged, if all of it is one model's.
+    one_model: Option<Guard>,
 }
 
 impl Snapshotter {
@@ -389,7 +390,10 @@ impl Shared {
                 owner = own;
             }
         }
-        Ok(Lowers { paths, owner, is_one_model })
+        let one_model = paths.first().filter(|_| is_one_model).map(|path| {
+            if self.models.refuses_changes(path.as_ref()) { Guard::FileSystem } else { Guard::ReadOnlyMount }
+        });
+        Ok(Lowers { paths, owner, one_model })
     }
 
     async fn model_directory(&self, chain: &str) -> Result<(String, Owner), SnapshotError> {
@@ -411,7 +415,7 @@ impl Shared {
             upper: self.disk.upper(record.id),
             work: self.disk.work(record.id),
             lowers: lowers.paths,
-            is_model_volume: is_volume && lowers.is_one_model,
+            model_volume: lowers.one_model.filter(|_| is_volume),
             remap,
             overlay_options: self.overlay_options.clone(),
         };
