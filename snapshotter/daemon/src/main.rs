@@ -172,6 +172,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if drained.await.is_err() {
         tracing::warn!("calls under way did not end in time");
     }
+    if let Some(Err(error)) = node.mount.get().map(Mount::detach) {
+        tracing::warn!(%error, "mount left behind; the next start clears it away");
+    }
     let store = node.engine.store().clone();
     tokio::task::spawn_blocking(move || store.close()).await?.context("close the store")?;
     tracing::info!("stopped");

@@ -248,20 +248,30 @@ impl Mount {
         }
     }
 
+    /// Takes the mount away from `dir` and goes on serving it wherever else it is used, until the process ends: for a
+    /// daemon that stops and cannot hand over.
+    ///
+    /// # Errors
+    /// As [`Mount::unmount`].
+    pub fn detach(&self) -> Result<(), MountError> {
+        if !is_connected(&self.connection) {
+            return Ok(());
+        }
+        let on_top = device_number(&self.dir);
+        if on_top.is_ok_and(|on_top| on_top != self.device_number) {
+            return Err(MountError::Covered { dir: self.dir.clone() });
+        }
+        rustix::mount::unmount(&self.dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(|errno| MountError::Unmount { dir: self.dir.clone(), source: errno.into() })
+    }
+
     /// Takes the mount away: `dir` is free afterwards, whoever uses the mount in other places.
     ///
     /// # Errors
     /// [`MountError::Covered`] if something else is mounted on top, [`MountError::Unmount`] if the kernel refuses; the
     /// mount is then as before, but without this handle.
     pub fn unmount(self) -> Result<Unmounted, MountError> {
-        if is_connected(&self.connection) {
-            let on_top = device_number(&self.dir);
-            if on_top.is_ok_and(|on_top| on_top != self.device_number) {
-                return Err(MountError::Covered { dir: self.dir });
-            }
-            rustix::mount::unmount(&self.dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-                .map_err(|errno| MountError::Unmount { dir: self.dir.clone(), source: errno.into() })?;
-        }
+        self.detach()?;
         // The kernel ends the connection before umount returns, unless something still uses the file system.
         if is_connected(&self.connection) {
             tracing::info!(dir = %self.dir.display(), "unmounted, still in use elsewhere");
