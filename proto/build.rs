@@ -6,7 +6,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let roots = [
         (
             "proto/containerd",
-            vec!["proto/containerd/services/snapshots/v1/snapshots.proto", "proto/containerd/types/mount.proto"],
+            vec![
+                "proto/containerd/services/snapshots/v1/snapshots.proto",
+                "proto/containerd/types/mount.proto",
+            ],
         ),
         ("proto/cri/v1", vec!["proto/cri/v1/api.proto"]),
         ("proto/towline/control/v1", vec!["proto/towline/control/v1/control.proto"]),

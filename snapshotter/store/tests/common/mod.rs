@@ -47,7 +47,9 @@ impl Sample {
     }
 
     pub(crate) fn piece(&self, index: u32) -> VerifiedPiece {
-        self.table.verify(PieceIndex(index), self.piece_bytes(index).to_vec().into()).expect("own bytes match")
+        self.table
+            .verify(PieceIndex(index), self.piece_bytes(index).to_vec().into())
+            .expect("own bytes match")
     }
 
     pub(crate) fn commit_all(&self, content: &Content) {
