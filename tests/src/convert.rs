@@ -92,11 +92,19 @@ pub fn towline(hub: Option<&Hub>) -> Result<tokio::process::Command> {
 /// # Errors
 /// With the converter's own words and exit code, where it fails.
 pub async fn convert(hub: Option<&Hub>, source: &str, target: &str, options: &[&str]) -> Result<Converted> {
-    let output =
-        towline(hub)?.args(["convert", source, target, "--output", "json"]).args(options).output().await?;
+    let mut command = towline(hub)?;
+    run(command.args(["convert", source, target]).args(options)).await
+}
+
+/// Runs a prepared `towline convert`, for its JSON.
+///
+/// # Errors
+/// As [`convert`]; what goes to standard error only where the caller has not put it elsewhere.
+pub async fn run(command: &mut tokio::process::Command) -> Result<Converted> {
+    let output = command.args(["--output", "json"]).output().await.context("run towline")?;
     if !output.status.success() {
         let code = output.status.code().unwrap_or(-1);
-        bail!("exit {code}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("towline convert: exit {code}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     serde_json::from_slice(&output.stdout).context("output of towline convert")
 }

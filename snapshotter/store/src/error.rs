@@ -98,12 +98,6 @@ pub enum StoreError {
         /// Length in bytes that was asked for.
         asked: u64,
     },
-    /// An empty file was claimed for a content id that is not the hash of nothing.
-    #[error("content {content} is not an empty file")]
-    NotEmpty {
-        /// The content.
-        content: ContentId,
-    },
     /// A content cannot be sealed because pieces are missing.
     #[error("content {content} lacks {missing} pieces")]
     Incomplete {

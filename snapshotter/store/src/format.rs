@@ -29,8 +29,8 @@ use towline_artifact::{
 
 use crate::bits;
 
-const PIECES_MAGIC: &[u8; 8] = b"TWLPIECE";
-const STATE_MAGIC: &[u8; 8] = b"TWLSTATE";
+pub(crate) const PIECES_MAGIC: &[u8; 8] = b"TWLPIECE";
+pub(crate) const STATE_MAGIC: &[u8; 8] = b"TWLSTATE";
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 56;
 const CHECKSUM_LEN: usize = 32;
@@ -130,7 +130,7 @@ pub(crate) fn parse_state(id: ContentId, bytes: &[u8]) -> Result<State, Damage> 
     Ok(State { file_len, sealed, durable })
 }
 
-fn header(magic: &[u8; 8], id: ContentId, file_len: u64) -> Vec<u8> {
+pub(crate) fn header(magic: &[u8; 8], id: ContentId, file_len: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_LEN + CHECKSUM_LEN);
     out.extend_from_slice(magic);
     out.extend_from_slice(&VERSION.to_le_bytes());
@@ -140,7 +140,7 @@ fn header(magic: &[u8; 8], id: ContentId, file_len: u64) -> Vec<u8> {
     out
 }
 
-fn with_checksum(mut out: Vec<u8>) -> Vec<u8> {
+pub(crate) fn with_checksum(mut out: Vec<u8>) -> Vec<u8> {
     let checksum = blake3::hash(&out);
     out.extend_from_slice(checksum.as_bytes());
     out

@@ -42,6 +42,8 @@ mod content;
 mod disk;
 mod error;
 mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod opened;
 mod recover;
 mod slot;

@@ -146,13 +146,10 @@ impl Store {
     /// the disk needs for them. A content found damaged is moved aside and created anew.
     ///
     /// # Errors
-    /// [`StoreError::LengthConflict`] when the id is stored with another length that is proven or open,
-    /// [`StoreError::NotEmpty`] for an empty file with a wrong id, and the system's refusals.
+    /// [`StoreError::LengthConflict`] when the id is stored with another length that is proven or open, and the
+    /// system's refusals.
     pub fn content(&self, table: Arc<PieceTable>) -> Result<Arc<Content>, StoreError> {
         let (id, len) = (table.content(), table.file_len());
-        if len == 0 && id.0 != *blake3::hash(b"").as_bytes() {
-            return Err(StoreError::NotEmpty { content: id });
-        }
         loop {
             let slot = self.slot_or_new(id, len);
             if let Some(content) = slot.handle() {

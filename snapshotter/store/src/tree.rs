@@ -179,7 +179,10 @@ fn check_path(path: &str) -> Result<(), StoreError> {
 }
 
 /// Checks every path; returns all directories, those that only a file implies included.
-fn plan_dirs<'a>(files: &'a [TreeFile], dirs: &'a [String]) -> Result<BTreeSet<&'a str>, StoreError> {
+pub(crate) fn plan_dirs<'a>(
+    files: &'a [TreeFile],
+    dirs: &'a [String],
+) -> Result<BTreeSet<&'a str>, StoreError> {
     let mut all = BTreeSet::new();
     let mut add_parents = |path: &'a str| all.extend(path.match_indices('/').map(|(at, _)| &path[..at]));
     for dir in dirs {

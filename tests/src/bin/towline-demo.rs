@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
 use clap::Parser;
-use serde::Deserialize;
+use towline_tests::convert::{self, Converted, towline};
 use towline_tests::hub::{Config, Hub};
 use towline_tests::machine::Machine;
 use towline_tests::measure::ColdStart;
 use towline_tests::node::Snapshotter;
 use towline_tests::pod::Pod;
 use towline_tests::stage::Stage;
-use towline_tests::{cache, clock, model, python, timeline};
+use towline_tests::{clock, model, python, timeline};
 
 /// How long Python may take to load a model and answer.
 const EMBED_LIMIT: Duration = Duration::from_secs(120);
@@ -25,31 +25,6 @@ struct Arguments {
     /// A model on its real hub instead of the built-in ones; needs the internet
     #[arg(long, value_name = "hf://ORG/NAME@REVISION", env = "MODEL")]
     model: Option<String>,
-}
-
-/// What `towline convert --output json` prints, as far as it is shown.
-#[derive(Debug, Deserialize)]
-struct Converted {
-    reference: String,
-    digest: String,
-    files: u64,
-    bytes: u64,
-    layers: Vec<serde_json::Value>,
-    source: Source,
-    transferred: Transferred,
-    elapsed_ms: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Source {
-    repo: String,
-    commit: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Transferred {
-    hub_bytes: u64,
-    registry_bytes: u64,
 }
 
 /// Prints a step with the time since the start.
@@ -97,7 +72,7 @@ async fn demo(arguments: &Arguments, teller: &Teller) -> Result<()> {
     };
     let mut images = Vec::new();
     for (n, source) in sources.iter().enumerate() {
-        images.push(convert(&stage, hub.as_ref(), source, n, teller).await?);
+        images.push(package(&stage, hub.as_ref(), source, n, teller).await?);
     }
     let image = images.last().context("a model was converted")?;
 
@@ -131,7 +106,7 @@ async fn demo(arguments: &Arguments, teller: &Teller) -> Result<()> {
         ));
         pod.remove().await?;
     }
-    let status = towline().arg("status").arg("--control").arg(control_socket(&node)?).output().await?;
+    let status = towline(None)?.arg("status").arg("--control").arg(control_socket(&node)?).output().await?;
     teller.say("towline status");
     teller.show(String::from_utf8_lossy(&status.stdout));
     node.stop().await?;
@@ -158,15 +133,11 @@ fn two_gib(teller: &Teller) -> Result<PathBuf> {
     model::synthetic(&model::TWO_GIB)
 }
 
-fn towline() -> tokio::process::Command {
-    tokio::process::Command::new(cache::own("towline").unwrap_or_else(|_| "towline".into()))
-}
-
 fn control_socket(node: &towline_tests::node::Node) -> Result<PathBuf> {
     Ok(node.towlined().context("the node runs towlined")?.control_socket())
 }
 
-async fn convert(
+async fn package(
     stage: &Stage,
     hub: Option<&Hub>,
     source: &str,
@@ -175,15 +146,8 @@ async fn convert(
 ) -> Result<Converted> {
     let target = format!("{}/models/demo-{n}:v1", stage.registry.addr());
     teller.say(format_args!("towline convert {source} {target}"));
-    let mut command = towline();
-    command.args(["convert", source, &target, "--output", "json"]).stderr(Stdio::inherit());
-    if let Some(hub) = hub {
-        command.env("HF_ENDPOINT", hub.url());
-    }
-    let output = command.output().await.context("run towline")?;
-    ensure!(output.status.success(), "towline convert ended with {}", output.status);
-    let converted: Converted =
-        serde_json::from_slice(&output.stdout).context("the output of towline convert")?;
+    let mut command = towline(hub)?;
+    let converted = convert::run(command.args(["convert", source, &target]).stderr(Stdio::inherit())).await?;
     teller.show(format_args!(
         "commit {}, {} files, {} in {} layers; {} from the hub, {} to the registry, {:.1} s",
         converted.source.commit,
