@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -260,8 +261,11 @@ impl Engine {
         }
         if (first.0..=last.0).all(|n| handle.content.has(PieceIndex(n))) {
             let mut bytes = vec![0; usize::try_from(end - offset).expect("at most a u32")];
-            let read = handle.content.read_at(offset, &mut bytes);
-            return Some(read.map(|()| ReadBytes::Owned(bytes)).map_err(ReadError::Store));
+            return match handle.content.read_at(offset, &mut bytes) {
+                // A failed sync took the piece back since the look at its bit: it is fetched again, as if never there.
+                Err(StoreError::Missing { .. }) => None,
+                read => Some(read.map(|()| ReadBytes::Owned(bytes)).map_err(ReadError::Store)),
+            };
         }
         (first != last).then(|| self.read_pieces(handle, offset, end))?
     }
@@ -379,7 +383,11 @@ impl Engine {
 
     async fn fetch(self: &Arc<Self>, run: Run, handle: Arc<ContentHandle>) {
         self.stats.runs.fetch_add(1, Ordering::Relaxed);
-        let result = self.fetch_pieces(&run, &handle).await;
+        // A panic on what a source sent ends the run, not its place in the schedule: its readers would wait for ever.
+        let fetched = AssertUnwindSafe(self.fetch_pieces(&run, &handle)).catch_unwind().await;
+        let result = fetched.unwrap_or_else(|_| {
+            Err(FetchError::Source { message: "fetch panicked".to_owned(), retry_after: None })
+        });
         let now = Instant::now();
         let rest = result.as_ref().err().and_then(FetchError::retry_after);
         let wait = lock(&self.state).schedule.ended(&run, result.is_err(), now, rest);

@@ -21,7 +21,7 @@ pub fn fill_order(model: &Model) -> Vec<(usize, Range<u32>)> {
         let path = &model.files[**n].path;
         [".safetensors", ".gguf"].iter().any(|suffix| path.ends_with(suffix))
     };
-    let heads = files.iter().filter(has_header).map(|&n| (n, 0..1));
+    let heads = files.iter().filter(has_header).map(|&n| (n, 0..model.files[n].table.piece_count().min(1)));
     let whole = files.iter().map(|&n| (n, 0..model.files[n].table.piece_count()));
     heads.chain(whole).collect()
 }

@@ -95,6 +95,8 @@ struct Fill {
 pub struct Schedule {
     limits: Limits,
     contents: Vec<Option<Content>>,
+    /// Places in `contents` that are empty.
+    free: Vec<Slot>,
     demand: VecDeque<(Slot, u32)>,
     ahead: VecDeque<Slot>,
     fills: VecDeque<Fill>,
@@ -110,6 +112,7 @@ impl Schedule {
         Self {
             limits,
             contents: Vec::new(),
+            free: Vec::new(),
             demand: VecDeque::new(),
             ahead: VecDeque::new(),
             fills: VecDeque::new(),
@@ -123,18 +126,22 @@ impl Schedule {
     pub fn add(&mut self, stored: impl Iterator<Item = bool>) -> Slot {
         let pieces = stored.map(|has| if has { Piece::Stored } else { Piece::Missing }).collect();
         let content = Content { pieces, first_missing: 0, ahead: 0..0, failures: 0, not_before: None };
-        let slot = self.contents.iter().position(Option::is_none).unwrap_or_else(|| {
+        // A model may have 100 000 contents, so the empty places are remembered, not searched for.
+        let slot = self.free.pop().unwrap_or_else(|| {
             self.contents.push(None);
-            self.contents.len() - 1
+            Slot::try_from(self.contents.len() - 1).expect("contents are bounded by the models on a node")
         });
-        self.contents[slot] = Some(content);
-        Slot::try_from(slot).expect("contents are bounded by the models on a node")
+        self.contents[slot as usize] = Some(content);
+        slot
     }
 
     /// Forgets a content. It must have no run under way; see [`Self::is_idle`].
     pub fn remove(&mut self, slot: Slot) {
         debug_assert!(self.is_idle(slot));
-        self.contents[slot as usize] = None;
+        if self.contents.get_mut(slot as usize).and_then(Option::take).is_none() {
+            return;
+        }
+        self.free.push(slot);
         self.demand.retain(|entry| entry.0 != slot);
         self.ahead.retain(|&entry| entry != slot);
         for fill in &mut self.fills {
@@ -170,10 +177,17 @@ impl Schedule {
     }
 
     /// Asks for all of `parts`, in order, after everything readers want. Fills of different models share the line.
+    ///
+    /// What lies beyond the end of a content is left out: lengths come from strangers, and an empty file has no head.
     pub fn add_fill(&mut self, parts: impl IntoIterator<Item = (Slot, Range<u32>)>) -> u64 {
         let id = self.next_fill;
         self.next_fill += 1;
-        self.fills.push_back(Fill { id, parts: parts.into_iter().collect() });
+        let within = |(slot, range): (Slot, Range<u32>)| {
+            let count = self.content(slot)?.pieces.len() as u32;
+            Some((slot, range.start..range.end.min(count)))
+        };
+        let parts = parts.into_iter().filter_map(within).collect();
+        self.fills.push_back(Fill { id, parts });
         id
     }
 
@@ -485,6 +499,31 @@ mod tests {
         s.ended(&Run { slot, pieces: 0..1, cause: Cause::Demand }, false, now, None);
         assert_eq!(s.next(later), run(slot, 0..1, Cause::Fill), "there may be room again");
         assert_eq!(s.next(later), run(slot, 2..4, Cause::Fill));
+    }
+
+    #[test]
+    fn a_fill_of_what_a_content_does_not_have_asks_for_nothing() {
+        let now = Instant::now();
+        let mut s = Schedule::new(limits(10));
+        let (empty, two) = (s.add([].into_iter()), s.add([false; 2].into_iter()));
+        s.add_fill([(empty, 0..1), (two, 0..9), (two, 5..7)]);
+        assert_eq!(s.next(now), run(two, 0..2, Cause::Fill));
+        assert_eq!(s.next(now), None);
+    }
+
+    #[test]
+    fn a_place_that_is_given_up_is_used_again_and_holds_nothing_of_the_old_content() {
+        let now = Instant::now();
+        let mut s = Schedule::new(limits(10));
+        let (a, b) = (s.add([false; 2].into_iter()), s.add([false; 2].into_iter()));
+        s.add_fill([(a, 0..2)]);
+        s.demand(a, 1);
+        s.remove(a);
+        s.remove(a);
+        let c = s.add([false].into_iter());
+        assert_eq!(c, a);
+        assert!(s.add([false].into_iter()) > b, "one place was free");
+        assert_eq!(s.next(now), None, "nobody asked for the new content");
     }
 
     #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ enum Fault {
     Refuse,
     Silent,
     Extra,
+    Panic,
 }
 
 #[derive(Default)]
@@ -57,6 +58,7 @@ impl PieceSource for Source {
                 Some(Fault::Refuse) => {
                     return Err(FetchError::Source { message: "refused".into(), retry_after: None });
                 }
+                Some(Fault::Panic) => panic!("a fault of the test: the source panics"),
                 Some(Fault::Silent) => return Ok(Box::pin(stream::pending()) as PieceStream),
                 None => {}
             }
@@ -169,7 +171,7 @@ async fn a_fill_makes_contents_whole_with_one_fetch_per_piece() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_always_lies_or_fails_ends_in_an_error_never_in_wrong_bytes() {
-    for fault in [Fault::Flip, Fault::Short, Fault::Refuse, Fault::Silent] {
+    for fault in [Fault::Flip, Fault::Short, Fault::Refuse, Fault::Silent, Fault::Panic] {
         let bench = Bench::new(Duration::from_millis(300));
         let (bytes, table) = bench.file(PIECE_LEN + 1, 3);
         *bench.source.always.lock().unwrap() = Some(fault);
