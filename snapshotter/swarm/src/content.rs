@@ -1,0 +1,296 @@
+//! The state of one content: which pieces are here, wanted, under way, and at whom.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_artifact::ContentId;
+
+use crate::owners::Owners;
+use crate::rng::IdMap;
+use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Time, UploadId};
+
+/// A peer that tells what it has.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) peer: PeerId,
+    pub(crate) far: bool,
+    pub(crate) have: Bitmap,
+    pub(crate) fetching: Arc<[u32]>,
+    /// Offered by this node at that time and not answered yet.
+    pub(crate) offered: Option<Time>,
+}
+
+/// A peer that asked this node as an owner and waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parked {
+    pub(crate) upload: UploadId,
+    pub(crate) from: PeerId,
+    pub(crate) urgent: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) id: ContentId,
+    pub(crate) pieces: u32,
+    pub(crate) have: Bitmap,
+    pub(crate) fill: bool,
+    /// What is to be fetched, had or not: everything during a fill.
+    pub(crate) wanted: Bitmap,
+    /// Wanted, not here and not under way.
+    pub(crate) open: Bitmap,
+    /// Requests under way, by piece. Few at a time, so the order of a map costs nothing.
+    pub(crate) under_way: BTreeMap<u32, Vec<RequestId>>,
+    /// How many links have a piece.
+    pub(crate) copies: Vec<u16>,
+    /// Pieces that were ever seen in this zone, here included.
+    pub(crate) seen: Bitmap,
+    /// The most pieces that anybody said to have seen in this zone.
+    pub(crate) told: u32,
+    pub(crate) owners: Owners,
+    pub(crate) links: Vec<Link>,
+    pub(crate) link_of: IdMap<PeerId, usize>,
+    /// Peers that turned a link down, and until when they are left in peace.
+    pub(crate) declined: BTreeMap<PeerId, Time>,
+    /// Pieces that readers wait for, oldest first, and those that this node was asked for as their owner.
+    pub(crate) pulls: VecDeque<u32>,
+    /// Of `pulls`, those of readers.
+    pub(crate) demand: VecDeque<u32>,
+    pub(crate) ahead: Range<u32>,
+    pub(crate) parked: BTreeMap<u32, Vec<Parked>>,
+    /// When a piece first could have been at its owner, in milliseconds since `added` plus one; zero for not yet.
+    due: Vec<u32>,
+    /// How many owners were asked in vain for a piece.
+    pub(crate) tries: BTreeMap<u32, u8>,
+    pub(crate) added: Time,
+    /// Pieces that came since the links were told.
+    pub(crate) unsent: Vec<u32>,
+    pub(crate) fetching: Vec<u32>,
+    pub(crate) fetching_changed: bool,
+    pub(crate) last_sent: Time,
+    pub(crate) sent_known: u32,
+    /// Pieces a second that become known, smoothed over about the window's time.
+    rate: f64,
+    rate_at: Time,
+    rate_known: u32,
+    /// Spreads what nodes do at the same time: in 1.0..1.5, fixed.
+    pub(crate) patience: f64,
+}
+
+impl Content {
+    pub(crate) fn new(id: ContentId, have: Bitmap, me: Peer, limits: &Limits, now: Time, patience: f64) -> Self {
+        let pieces = have.len();
+        Self {
+            id,
+            pieces,
+            seen: have.clone(),
+            told: 0,
+            rate_known: have.count(),
+            sent_known: have.count(),
+            have,
+            fill: false,
+            wanted: Bitmap::new(pieces),
+            open: Bitmap::new(pieces),
+            under_way: BTreeMap::new(),
+            copies: vec![0; pieces as usize],
+            owners: Owners::new(id, pieces, limits.origin_run, me, limits.participants),
+            links: Vec::new(),
+            link_of: IdMap::default(),
+            declined: BTreeMap::new(),
+            pulls: VecDeque::new(),
+            demand: VecDeque::new(),
+            ahead: 0..0,
+            parked: BTreeMap::new(),
+            due: vec![0; pieces as usize],
+            tries: BTreeMap::new(),
+            added: now,
+            unsent: Vec::new(),
+            fetching: Vec::new(),
+            fetching_changed: false,
+            last_sent: Time::ZERO,
+            rate: 0.0,
+            rate_at: now,
+            patience,
+        }
+    }
+
+    /// Whether there is something to wait for: pieces, answers, news to tell.
+    pub(crate) fn is_busy(&self) -> bool {
+        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.links.is_empty());
+        missing || !self.unsent.is_empty() || self.fetching_changed || !self.parked.is_empty() || self.offers() > 0
+    }
+
+    /// Links offered and not answered.
+    pub(crate) fn offers(&self) -> usize {
+        self.links.iter().filter(|link| link.offered.is_some()).count()
+    }
+
+    /// A piece is to be fetched.
+    pub(crate) fn want(&mut self, piece: u32) {
+        self.wanted.set(piece);
+        self.reopen(piece);
+    }
+
+    /// A request for a piece ended without it, or it is wanted anew.
+    pub(crate) fn reopen(&mut self, piece: u32) {
+        if self.wanted.has(piece) && !self.have.has(piece) && !self.under_way.contains_key(&piece) {
+            self.open.set(piece);
+        }
+    }
+
+    pub(crate) fn set_fill(&mut self, on: bool) {
+        self.fill = on;
+        if on {
+            self.wanted = Bitmap::full(self.pieces);
+            (0..self.pieces).for_each(|piece| self.reopen(piece));
+        } else {
+            let (pulls, ahead) = (self.pulls.clone(), self.ahead.clone());
+            self.wanted = Bitmap::new(self.pieces);
+            self.open = Bitmap::new(self.pieces);
+            pulls.into_iter().chain(ahead).for_each(|piece| self.want(piece));
+        }
+    }
+
+    pub(crate) fn started(&mut self, piece: u32, request: RequestId) {
+        self.open.clear(piece);
+        self.under_way.entry(piece).or_default().push(request);
+    }
+
+    pub(crate) fn ended(&mut self, piece: u32, request: RequestId) {
+        if let Some(requests) = self.under_way.get_mut(&piece) {
+            requests.retain(|&other| other != request);
+            if requests.is_empty() {
+                self.under_way.remove(&piece);
+            }
+        }
+        self.reopen(piece);
+    }
+
+    /// Notes a verified piece; false if it was here.
+    pub(crate) fn arrived(&mut self, piece: u32) -> bool {
+        if !self.have.set(piece) {
+            return false;
+        }
+        self.open.clear(piece);
+        self.seen.set(piece);
+        self.unsent.push(piece);
+        self.tries.remove(&piece);
+        self.pulls.retain(|&other| other != piece);
+        self.demand.retain(|&other| other != piece);
+        true
+    }
+
+    /// A piece is here no longer. Links are told by a whole bitmap.
+    pub(crate) fn lost(&mut self, piece: u32) -> bool {
+        let lost = self.have.clear(piece);
+        self.unsent.retain(|&other| other != piece);
+        self.reopen(piece);
+        lost
+    }
+
+    /// Takes in what a link has. Returns whether something of it is wanted here.
+    pub(crate) fn learn(&mut self, link: usize, pieces: &HavePieces) -> bool {
+        let mut news = false;
+        let Self { links, copies, seen, open, .. } = self;
+        let link = &mut links[link];
+        if let HavePieces::All(all) = pieces {
+            let gone: Vec<u32> = link.have.iter().filter(|&piece| !all.has(piece)).collect();
+            for piece in gone {
+                link.have.clear(piece);
+                copies[piece as usize] -= 1;
+            }
+        }
+        let mut add = |piece: u32| {
+            if link.have.set(piece) {
+                copies[piece as usize] += 1;
+                if !link.far {
+                    seen.set(piece);
+                }
+                news |= open.has(piece);
+            }
+        };
+        match pieces {
+            HavePieces::More(more) => more.iter().copied().for_each(&mut add),
+            HavePieces::All(all) => all.iter().for_each(add),
+        }
+        news
+    }
+
+    /// A link turned out not to have a piece.
+    pub(crate) fn unlearn(&mut self, peer: PeerId, piece: u32) {
+        if let Some(&at) = self.link_of.get(&peer)
+            && self.links[at].have.clear(piece)
+        {
+            self.copies[piece as usize] -= 1;
+        }
+    }
+
+    pub(crate) fn add_link(&mut self, peer: PeerId, far: bool, offered: Option<Time>) -> usize {
+        let link = Link { peer, far, have: Bitmap::new(self.pieces), fetching: Arc::from([]), offered };
+        self.link_of.insert(peer, self.links.len());
+        self.links.push(link);
+        self.links.len() - 1
+    }
+
+    pub(crate) fn remove_link(&mut self, peer: PeerId) -> bool {
+        let Some(at) = self.link_of.remove(&peer) else { return false };
+        let link = self.links.swap_remove(at);
+        if let Some(moved) = self.links.get(at) {
+            self.link_of.insert(moved.peer, at);
+        }
+        for piece in link.have.iter() {
+            self.copies[piece as usize] -= 1;
+        }
+        true
+    }
+
+    /// Pieces known to be in this zone.
+    pub(crate) fn known(&self) -> u32 {
+        self.seen.count().max(self.told)
+    }
+
+    pub(crate) fn update_rate(&mut self, now: Time, window: Duration) {
+        let passed = now.since(self.rate_at).as_secs_f64();
+        if passed < 0.05 {
+            return;
+        }
+        let known = self.known();
+        let rate = f64::from(known.saturating_sub(self.rate_known)) / passed;
+        let weight = (passed / window.as_secs_f64().max(0.1)).min(1.0);
+        self.rate += weight * (rate - self.rate);
+        (self.rate_at, self.rate_known) = (now, known);
+    }
+
+    /// One past the last piece that its owner may fetch without being asked.
+    ///
+    /// Pieces go to the zone in their own order, a window of them at a time, like segments of a connection: what
+    /// becomes known (by links and by their word on what they know) moves it, and its length follows the rate. So the
+    /// origin serves few requests quickly rather than all slowly, and pieces come in the order a loader reads.
+    pub(crate) fn window_end(&self, limits: &Limits) -> u32 {
+        let (least, most) = limits.window_first;
+        let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
+        let window = (self.rate * limits.window_time.as_secs_f64()).ceil() as u32;
+        self.known().saturating_add(window.max(first).min(limits.window_max)).min(self.pieces)
+    }
+
+    /// How long a piece has been due at its owner; starts counting at the first call.
+    pub(crate) fn due_for(&mut self, piece: u32, not_before: Time, now: Time) -> Duration {
+        let due = &mut self.due[piece as usize];
+        if *due == 0 {
+            *due = u32::try_from(now.since(self.added).as_millis()).unwrap_or(u32::MAX - 1) + 1;
+        }
+        let since = self.added + Duration::from_millis(u64::from(*due - 1));
+        now.since(since.max(not_before))
+    }
+
+    /// Starts the clock of [`Self::due_for`] anew.
+    pub(crate) fn forget_due(&mut self, piece: u32) {
+        self.due[piece as usize] = 0;
+    }
+
+    /// Whether a link says that it is getting a piece from a source.
+    pub(crate) fn is_fetched_by_link(&self, piece: u32) -> bool {
+        self.links.iter().any(|link| !link.far && link.fetching.contains(&piece))
+    }
+}

@@ -1,0 +1,123 @@
+//! Every bound of the swarm, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Bounds and times of a node's swarm. The defaults are what `docs/swarm.md` was measured with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Contents a node takes part in at once. 4096 is some twenty models of 200 files.
+    pub contents: usize,
+    /// Participants known per content. Beyond it newcomers are not counted among the owners: 24 bytes each.
+    pub participants: usize,
+    /// Links a node seeks per content; the offers of others come on top.
+    pub links_sought: usize,
+    /// The most links per content; offers beyond are turned down. 40 bitmaps of a 16 GiB file are 20 KiB.
+    pub links: usize,
+    /// Of the links sought, how many lead to other zones. They carry what zone owners fetch and heal split graphs.
+    pub far_links: usize,
+    /// Pieces asked of peers at once. 12 of 4 MiB are 48 MiB under way: 25 Gb/s at 16 ms.
+    pub requests: usize,
+    /// Of these, places that only a waiting reader's pieces may use.
+    pub requests_for_demand: usize,
+    /// Pieces asked of one peer at once: one that it sends and one that waits, so that its uplink never pauses.
+    pub requests_per_peer: usize,
+    /// Copies of one piece under way at once, the first included.
+    pub copies: usize,
+    /// Requests to the origin under way at once.
+    pub origin_requests: usize,
+    /// The most pieces of one request to the origin: 16 MiB, so that a redirect per request does not weigh.
+    pub origin_run: u32,
+    /// Pieces that the cluster (of one zone) may have under way at the origin before it knows the origin's rate.
+    /// Between these two, a sixteenth of the participants.
+    pub window_first: (u32, u32),
+    /// The same later: what arrived in this time, so that a piece waits about this long.
+    pub window_time: Duration,
+    /// The most of it, in pieces: 8 GiB/s at a window of one second.
+    pub window_max: u32,
+    /// Uploads at once; those whose receiver is slow do not count.
+    pub uploads: usize,
+    /// Uploads at once, the slow ones included.
+    pub uploads_max: usize,
+    /// Requests of peers that wait for an upload; beyond it they are refused as busy.
+    pub upload_queue: usize,
+    /// Of these, the most from one peer; a peer that floods harms only itself.
+    pub upload_queue_per_peer: usize,
+    /// Bytes a second that may be sent to peers, on average: the pods' share of the link is what is above it.
+    pub upload_rate: Option<u64>,
+    /// Asks to this node as an owner that wait for a piece to arrive.
+    pub parked_asks: usize,
+    /// The least time between two messages about what is here.
+    pub have_gap: Duration,
+    /// The longest list of new pieces in one message; more is sent as a bitmap.
+    pub have_list: usize,
+    /// Pieces under way at a source that a message names.
+    pub fetching_list: usize,
+    /// Time a new participant listens before it may go to the origin for what no reader waits for, at least and at
+    /// most (it ends early once its links are up).
+    pub settle: (Duration, Duration),
+    /// The least time without an answer after which a request to a peer is given up.
+    pub request_timeout: Duration,
+    /// The most of it.
+    pub request_timeout_max: Duration,
+    /// The least time after which a reader's piece is asked of a second peer.
+    pub hedge: Duration,
+    /// The least time that a silent owner has before the next in line asks and then goes itself. Grows with the load.
+    pub takeover: Duration,
+    /// Origin requests a node may make out of turn, a second, with a burst of as many.
+    pub lease_rate: f64,
+    /// First pause after a failure of the origin; doubles with each in a row.
+    pub origin_pause: Duration,
+    /// The longest pause.
+    pub origin_pause_max: Duration,
+    /// The longest pause that a peer's word can cause, at most once in `origin_pause_max` per peer: a liar among the
+    /// links may delay the origin a little, not stop it.
+    pub origin_hint_max: Duration,
+    /// First ban of a peer that sent wrong bytes; doubles with each.
+    pub ban: Duration,
+    /// The longest ban.
+    pub ban_max: Duration,
+    /// The longest rest of a peer that failed or stalled.
+    pub rest_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            contents: 4096,
+            participants: 16_384,
+            links_sought: 24,
+            links: 40,
+            far_links: 3,
+            requests: 12,
+            requests_for_demand: 4,
+            requests_per_peer: 2,
+            copies: 2,
+            origin_requests: 2,
+            origin_run: 4,
+            window_first: (8, 32),
+            window_time: Duration::from_secs(1),
+            window_max: 2048,
+            uploads: 3,
+            uploads_max: 12,
+            upload_queue: 128,
+            upload_queue_per_peer: 16,
+            upload_rate: None,
+            parked_asks: 256,
+            have_gap: Duration::from_millis(100),
+            have_list: 1024,
+            fetching_list: 16,
+            settle: (Duration::from_millis(50), Duration::from_millis(500)),
+            request_timeout: Duration::from_secs(4),
+            request_timeout_max: Duration::from_secs(60),
+            hedge: Duration::from_millis(200),
+            takeover: Duration::from_secs(3),
+            lease_rate: 1.0,
+            origin_pause: Duration::from_millis(500),
+            origin_pause_max: Duration::from_secs(60),
+            origin_hint_max: Duration::from_secs(5),
+            ban: Duration::from_secs(60),
+            ban_max: Duration::from_secs(86_400),
+            rest_max: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Participants and links: who takes part, who tells whom what it has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_artifact::ContentId;
+
+use crate::{Effect, Have, HavePieces, Peer, PeerId, Swarm, Time};
+
+/// How long an offer may go without an answer, and how long one that was turned down is not repeated.
+const OFFER_TIME: Duration = Duration::from_secs(5);
+/// Peers remembered as having turned down an offer.
+const DECLINED: usize = 256;
+
+impl Swarm {
+    pub(crate) fn joined(&mut self, content: ContentId, peers: &[Peer], now: Time, out: &mut Vec<Effect>) {
+        let me = self.me;
+        self.with(content, |swarm, slot| {
+            let c = swarm.content(slot);
+            for &peer in peers.iter().filter(|peer| peer.id != me.id) {
+                if c.owners.join(peer)
+                    && let Some(&at) = c.link_of.get(&peer.id)
+                {
+                    c.links[at].far = peer.zone != me.zone;
+                }
+            }
+            swarm.seek_links(slot, now, out);
+        });
+    }
+
+    pub(crate) fn left(&mut self, content: ContentId, peer: PeerId, now: Time, out: &mut Vec<Effect>) {
+        self.with(content, |swarm, slot| {
+            swarm.content(slot).owners.leave(peer);
+            swarm.drop_link(slot, peer, false, now, out);
+            swarm.cancel_all(Some(slot), peer, out);
+            swarm.advance(slot, now, out);
+        });
+    }
+
+    pub(crate) fn unlinked(&mut self, content: ContentId, peer: PeerId, now: Time, out: &mut Vec<Effect>) {
+        self.with(content, |swarm, slot| swarm.drop_link(slot, peer, false, now, out));
+    }
+
+    /// Ends a link, telling the peer if `tell`. It is left in peace for a while.
+    pub(crate) fn drop_link(&mut self, slot: usize, peer: PeerId, tell: bool, now: Time, out: &mut Vec<Effect>) {
+        let c = self.content(slot);
+        if !c.remove_link(peer) {
+            return;
+        }
+        if c.declined.len() >= DECLINED {
+            c.declined.retain(|_, until| *until > now);
+        }
+        if c.declined.len() < DECLINED {
+            c.declined.insert(peer, now + OFFER_TIME);
+        }
+        let content = c.id;
+        self.peers.entry(peer).links -= 1;
+        self.peers.forget_idle(peer);
+        if tell {
+            out.push(Effect::Unlink { content, peer });
+        }
+    }
+
+    /// Offers links to participants chosen by chance until there are enough, and gives up offers nobody answers.
+    pub(crate) fn seek_links(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        let c = self.content(slot);
+        let late = |since: Time| now.since(since) >= OFFER_TIME;
+        let stale: Vec<PeerId> =
+            c.links.iter().filter(|link| link.offered.is_some_and(late)).map(|link| link.peer).collect();
+        for peer in stale {
+            self.drop_link(slot, peer, true, now, out);
+        }
+        let sought = self.limits.links_sought;
+        let c = self.content(slot);
+        // Who has everything waits to be found.
+        if c.have.is_full() || c.links.len() >= sought.min(c.owners.count() - 1) {
+            return;
+        }
+        c.declined.retain(|_, until| *until > now);
+        let far = c.links.iter().filter(|link| link.far).count();
+        let near_links = c.links.len() - far;
+        let far_sought = self.limits.far_links.min(sought);
+        let near_sought = sought - far_sought;
+        let mut offers: Vec<PeerId> = Vec::new();
+        let Some(c) = &self.contents[slot] else { return };
+        let mut choose = |from: &[Peer], wanted: usize| {
+            let start = offers.len();
+            let fits = |peer: &Peer, offers: &[PeerId]| {
+                peer.id != self.me.id
+                    && !c.link_of.contains_key(&peer.id)
+                    && !c.declined.contains_key(&peer.id)
+                    && !offers.contains(&peer.id)
+                    && self.peers.is_usable(peer.id, now)
+            };
+            if from.len() <= 2 * sought {
+                let first = self.rng.below(from.len().max(1) as u32) as usize;
+                let (head, tail) = from.split_at(first.min(from.len()));
+                for peer in tail.iter().chain(head) {
+                    if offers.len() - start < wanted && fits(peer, &offers) {
+                        offers.push(peer.id);
+                    }
+                }
+                return;
+            }
+            for _ in 0..4 * wanted {
+                let peer = from[self.rng.below(from.len() as u32) as usize];
+                if offers.len() - start < wanted && fits(&peer, &offers) {
+                    offers.push(peer.id);
+                }
+            }
+        };
+        choose(c.owners.near(), near_sought.saturating_sub(near_links));
+        let zones = c.owners.far().count();
+        for zone in c.owners.far() {
+            choose(zone, far_sought.div_ceil(zones.max(1)).saturating_sub(far / zones.max(1)));
+        }
+        offers.truncate(self.limits.links.saturating_sub(c.links.len()));
+        if offers.is_empty() {
+            return;
+        }
+        let me = self.me.zone;
+        for &peer in &offers {
+            let c = self.content(slot);
+            let far = c.owners.zone_of(peer) != Some(me);
+            c.add_link(peer, far, Some(now));
+            self.peers.entry(peer).links += 1;
+        }
+        self.send_all(slot, offers, now, out);
+    }
+
+    /// Takes in what a peer says it has; from a stranger, an offer.
+    pub(crate) fn heard(&mut self, content: ContentId, from: PeerId, have: &Have, now: Time, out: &mut Vec<Effect>) {
+        self.with(content, |swarm, slot| {
+            if from == swarm.me.id || swarm.peers.is_banned(from, now) {
+                out.push(Effect::Unlink { content, peer: from });
+            } else if swarm.is_absurd(slot, have) {
+                swarm.counts.absurd += 1;
+            } else if let Some(&at) = swarm.content(slot).link_of.get(&from) {
+                swarm.learn(slot, at, have, now, out);
+            } else if matches!(have.pieces, HavePieces::All(_)) && swarm.make_room(slot, have, now, out) {
+                let me = swarm.me.zone;
+                let c = swarm.content(slot);
+                let far = c.owners.zone_of(from) != Some(me);
+                let at = c.add_link(from, far, None);
+                swarm.peers.entry(from).links += 1;
+                swarm.send_all(slot, vec![from], now, out);
+                swarm.learn(slot, at, have, now, out);
+            } else {
+                out.push(Effect::Unlink { content, peer: from });
+            }
+        });
+    }
+
+    fn is_absurd(&self, slot: usize, have: &Have) -> bool {
+        let Some(c) = &self.contents[slot] else { return true };
+        let pieces = match &have.pieces {
+            HavePieces::All(all) => all.len() != c.pieces,
+            HavePieces::More(more) => {
+                more.len() > self.limits.have_list || more.iter().any(|&piece| piece >= c.pieces)
+            }
+        };
+        pieces || have.fetching.len() > self.limits.fetching_list
+    }
+
+    /// Whether there is room for a link with a peer that has `have`: a link between two that have all gives way.
+    fn make_room(&mut self, slot: usize, have: &Have, now: Time, out: &mut Vec<Effect>) -> bool {
+        let most = self.limits.links;
+        let c = self.content(slot);
+        if c.links.len() < most {
+            return true;
+        }
+        let whole = matches!(&have.pieces, HavePieces::All(all) if all.is_full());
+        if whole || !c.have.is_full() {
+            return false;
+        }
+        let useless = c.links.iter().find(|link| link.have.is_full()).map(|link| link.peer);
+        if let Some(peer) = useless {
+            self.drop_link(slot, peer, true, now, out);
+        }
+        useless.is_some()
+    }
+
+    fn learn(&mut self, slot: usize, at: usize, have: &Have, now: Time, out: &mut Vec<Effect>) {
+        let c = self.content(slot);
+        let news = c.learn(at, &have.pieces);
+        let pieces = c.pieces;
+        let link = &mut c.links[at];
+        link.fetching = Arc::clone(&have.fetching);
+        if matches!(have.pieces, HavePieces::All(_)) {
+            link.offered = None;
+        }
+        let (peer, far) = (link.peer, link.far);
+        if !far {
+            c.told = c.told.max(have.known.min(pieces));
+        }
+        self.peers.entry(peer).queue = have.queue;
+        if have.origin_pause > Duration::ZERO
+            && !self.origin.is_paused(now)
+            && self.peers.take_hint(peer, now, &self.limits)
+        {
+            self.origin.hinted(have.origin_pause, now, &self.limits, &mut self.rng);
+        }
+        if news {
+            self.pump(now, out);
+        }
+    }
+
+    /// Tells all links what is new, unless they were told a moment ago.
+    pub(crate) fn tell(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        let (gap, list) = (self.limits.have_gap, self.limits.have_list);
+        let c = self.content(slot);
+        let known = c.known();
+        if c.unsent.is_empty() && !c.fetching_changed && known == c.sent_known || now.since(c.last_sent) < gap {
+            return;
+        }
+        if c.unsent.len() > list {
+            self.tell_all(slot, now, out);
+            return;
+        }
+        (c.fetching_changed, c.last_sent, c.sent_known) = (false, now, known);
+        let pieces = HavePieces::More(std::mem::take(&mut c.unsent).into());
+        let to: Vec<PeerId> = c.links.iter().map(|link| link.peer).collect();
+        self.send(slot, to, pieces, now, out);
+    }
+
+    /// Tells all links everything, which also takes back what is gone.
+    pub(crate) fn tell_all(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        let c = self.content(slot);
+        (c.fetching_changed, c.last_sent, c.sent_known) = (false, now, c.known());
+        c.unsent.clear();
+        let to = c.links.iter().map(|link| link.peer).collect();
+        self.send_all(slot, to, now, out);
+    }
+
+    fn send_all(&mut self, slot: usize, to: Vec<PeerId>, now: Time, out: &mut Vec<Effect>) {
+        let pieces = HavePieces::All(Arc::new(self.content(slot).have.clone()));
+        self.send(slot, to, pieces, now, out);
+    }
+
+    fn send(&mut self, slot: usize, to: Vec<PeerId>, pieces: HavePieces, now: Time, out: &mut Vec<Effect>) {
+        if to.is_empty() {
+            return;
+        }
+        let queue = u16::try_from(self.uploads.waiting()).unwrap_or(u16::MAX);
+        let origin_pause = self.origin.shared_pause(now);
+        let c = self.content(slot);
+        let fetching = Arc::from(&c.fetching[..]);
+        let have = Have { pieces, fetching, queue, known: c.known(), origin_pause };
+        out.push(Effect::SendHave { content: c.id, to, have });
+    }
+}

@@ -1,0 +1,149 @@
+//! What this node holds of each peer: how fast it answers, whether it rests, whether it is banned.
+//!
+//! Wrong bytes are proof and lead to a ban. Everything else (stalls, refusals, broken connections) can befall an
+//! honest peer: it rests for a while that doubles, and is asked last.
+
+use std::time::Duration;
+
+use crate::rng::IdMap;
+use crate::{Limits, PeerId, Time};
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// Requests under way to it.
+    pub(crate) outstanding: usize,
+    /// Links with it, over all contents.
+    pub(crate) links: usize,
+    /// Seconds per piece, smoothed; none before its first.
+    pace: Option<f64>,
+    /// Its last word on how many wait at it.
+    pub(crate) queue: u16,
+    rest_until: Time,
+    failures: u32,
+    banned_until: Time,
+    bans: u32,
+    hint_until: Time,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    known: IdMap<PeerId, Standing>,
+    /// Seconds per piece over all peers, smoothed.
+    pace: Option<f64>,
+}
+
+/// What a piece is thought to take before any came: 4 MiB at 170 Mb/s.
+const FIRST_PACE: f64 = 0.2;
+/// How much a new observation counts.
+const SMOOTHING: f64 = 0.2;
+
+impl Peers {
+    pub(crate) fn get(&self, id: PeerId) -> Option<&Standing> {
+        self.known.get(&id)
+    }
+
+    pub(crate) fn entry(&mut self, id: PeerId) -> &mut Standing {
+        self.known.entry(id).or_default()
+    }
+
+    /// Seconds that a piece takes from the peers of this node.
+    pub(crate) fn pace(&self) -> f64 {
+        self.pace.unwrap_or(FIRST_PACE)
+    }
+
+    pub(crate) fn is_banned(&self, id: PeerId, now: Time) -> bool {
+        self.known.get(&id).is_some_and(|peer| peer.banned_until > now)
+    }
+
+    /// Whether it may be asked at all.
+    pub(crate) fn is_usable(&self, id: PeerId, now: Time) -> bool {
+        self.known.get(&id).is_none_or(|peer| peer.banned_until <= now && peer.rest_until <= now)
+    }
+
+    /// Seconds until one more piece would come from it.
+    pub(crate) fn expected(&self, id: PeerId) -> f64 {
+        let Some(peer) = self.known.get(&id) else { return self.pace() };
+        let pace = peer.pace.unwrap_or_else(|| self.pace());
+        pace * (1.0 + peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 8.0)
+    }
+
+    /// A piece came `took` after it was asked for, when `load` requests were under way to the peer, itself included.
+    pub(crate) fn served(&mut self, id: PeerId, took: Duration, load: usize) {
+        let each = took.as_secs_f64() / load.max(1) as f64;
+        self.pace = Some(smooth(self.pace, took.as_secs_f64()));
+        let peer = self.entry(id);
+        peer.pace = Some(smooth(peer.pace, each));
+        peer.failures = 0;
+    }
+
+    /// It stalled, refused or broke off: it rests, longer each time in a row.
+    pub(crate) fn failed(&mut self, id: PeerId, now: Time, limits: &Limits) {
+        let general = self.pace();
+        self.pace = Some((general * 1.05).min(60.0));
+        let peer = self.entry(id);
+        let rest = Duration::from_millis(500).saturating_mul(1 << peer.failures.min(10)).min(limits.rest_max);
+        peer.failures = peer.failures.saturating_add(1);
+        peer.rest_until = now + rest;
+        peer.pace = Some((peer.pace.unwrap_or(general) * 1.5).min(60.0));
+    }
+
+    /// It sent wrong bytes. Returns when the ban ends.
+    pub(crate) fn ban(&mut self, id: PeerId, now: Time, limits: &Limits) -> Time {
+        let peer = self.entry(id);
+        let time = limits.ban.saturating_mul(1 << peer.bans.min(20)).min(limits.ban_max);
+        peer.bans = peer.bans.saturating_add(1);
+        peer.banned_until = now + time;
+        peer.banned_until
+    }
+
+    /// Whether its word about the origin counts now; if so, not again for a while.
+    pub(crate) fn take_hint(&mut self, id: PeerId, now: Time, limits: &Limits) -> bool {
+        let peer = self.entry(id);
+        let counts = peer.hint_until <= now;
+        if counts {
+            peer.hint_until = now + limits.origin_pause_max;
+        }
+        counts
+    }
+
+    /// Forgets a peer of whom nothing is worth remembering. A ban is.
+    pub(crate) fn forget_idle(&mut self, id: PeerId) {
+        if self.known.get(&id).is_some_and(|peer| peer.outstanding == 0 && peer.links == 0 && peer.bans == 0) {
+            self.known.remove(&id);
+        }
+    }
+}
+
+fn smooth(old: Option<f64>, new: f64) -> f64 {
+    old.map_or(new, |old| old + SMOOTHING * (new - old))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bans_double_and_end() {
+        let (mut peers, limits, id) = (Peers::default(), Limits::default(), PeerId(1));
+        let first = peers.ban(id, Time::ZERO, &limits);
+        assert!(peers.is_banned(id, Time::ZERO) && !peers.is_banned(id, first));
+        let second = peers.ban(id, first, &limits);
+        assert_eq!(second.since(first), 2 * first.since(Time::ZERO));
+        for _ in 0..100 {
+            peers.ban(id, first, &limits);
+        }
+        assert_eq!(peers.ban(id, first, &limits).since(first), limits.ban_max);
+        peers.forget_idle(id);
+        assert!(peers.is_banned(id, first), "a ban is remembered");
+    }
+
+    #[test]
+    fn failures_rest_a_peer_and_never_ban_it() {
+        let (mut peers, limits, id) = (Peers::default(), Limits::default(), PeerId(1));
+        for _ in 0..1000 {
+            peers.failed(id, Time::ZERO, &limits);
+        }
+        assert!(!peers.is_banned(id, Time::ZERO) && !peers.is_usable(id, Time::ZERO));
+        assert!(peers.is_usable(id, Time::ZERO + limits.rest_max));
+    }
+}

@@ -1,0 +1,177 @@
+//! What to ask of which peer: readers' pieces, then those ahead of readers, then the rarest.
+
+use std::time::Duration;
+
+use crate::swarm::{Flight, Target};
+use crate::{Ask, Effect, PeerId, RequestId, Swarm, Time};
+
+/// Pieces that are compared for rarity. A sample finds one of the rarest 4 % with a probability of 0.86 and keeps the
+/// choice independent of the size of the content.
+const SAMPLE: usize = 48;
+/// One choice in this many starts from the front of the file: what loaders read first comes a little earlier.
+const LOADER_BIAS: u32 = 8;
+/// Duplicates that are started per tick while nothing else is left to ask.
+const HEDGES_PER_TICK: usize = 4;
+/// Readers' pieces that are looked at per choice.
+const DEMAND_SCAN: usize = 64;
+
+impl Swarm {
+    /// Asks peers for as much as the limits allow, readers' pieces first.
+    pub(crate) fn pump(&mut self, now: Time, out: &mut Vec<Effect>) {
+        for for_readers in [true, false] {
+            let limit = self.request_limit(for_readers);
+            for slot in 0..self.contents.len() {
+                if self.peer_flights >= limit {
+                    break;
+                }
+                let Some(c) = &self.contents[slot] else { continue };
+                if c.open.count() > 0 && !c.links.is_empty() && (!for_readers || !c.demand.is_empty()) {
+                    self.pump_content(slot, for_readers, now, out);
+                }
+            }
+        }
+    }
+
+    fn request_limit(&self, for_readers: bool) -> usize {
+        let kept = if for_readers { 0 } else { self.limits.requests_for_demand };
+        self.limits.requests.saturating_sub(kept)
+    }
+
+    fn pump_content(&mut self, slot: usize, for_readers: bool, now: Time, out: &mut Vec<Effect>) {
+        let limit = self.request_limit(for_readers);
+        let mut order: Vec<(f64, usize)> = Vec::with_capacity(self.limits.links);
+        let Some(c) = &self.contents[slot] else { return };
+        for (at, link) in c.links.iter().enumerate() {
+            if self.has_room(link.peer, for_readers, now) && c.open.meets(&link.have) {
+                // A little chance, so that nodes with equal knowledge do not all turn to the same peer.
+                order.push((self.peers.expected(link.peer) * (0.8 + 0.4 * self.rng.unit()), at));
+            }
+        }
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        loop {
+            let mut asked = false;
+            for &(_, at) in &order {
+                if self.peer_flights >= limit {
+                    return;
+                }
+                let peer = self.content(slot).links[at].peer;
+                if self.has_room(peer, for_readers, now)
+                    && let Some(piece) = self.pick(slot, at, for_readers)
+                {
+                    self.ask_peer(slot, piece, peer, Ask::Holder, for_readers, now, out);
+                    asked = true;
+                }
+            }
+            if !asked {
+                return;
+            }
+        }
+    }
+
+    fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
+        let outstanding = self.peers.get(peer).map_or(0, |standing| standing.outstanding);
+        outstanding < self.limits.requests_per_peer + usize::from(for_readers) && self.peers.is_usable(peer, now)
+    }
+
+    /// The piece to ask of a link next.
+    fn pick(&mut self, slot: usize, at: usize, for_readers: bool) -> Option<u32> {
+        let c = self.contents[slot].as_ref()?;
+        let link = &c.links[at];
+        if for_readers {
+            let mut wanted = c.demand.iter().take(DEMAND_SCAN).copied();
+            return wanted.find(|&piece| c.open.has(piece) && link.have.has(piece));
+        }
+        let me = Some(self.me.id);
+        let end = if link.far { c.window_end(&self.limits) } else { c.pieces };
+        // From another zone only what this zone has it from this node for.
+        let may = |piece: u32| !link.far || (piece < end && c.owners.owner(piece, 0) == me);
+        let ahead = c.ahead.clone().find(|&piece| c.open.has(piece) && link.have.has(piece) && may(piece));
+        if ahead.is_some() {
+            return ahead;
+        }
+        let front = self.rng.below(LOADER_BIAS) == 0;
+        let from = if front { c.have.first_absent(0) } else { self.rng.below(c.pieces.max(1)) };
+        let mut best: Option<(u16, u32)> = None;
+        for piece in c.open.common(&link.have, from).filter(|&piece| may(piece)).take(SAMPLE) {
+            let copies = c.copies[piece as usize];
+            if best.is_none_or(|(least, _)| copies < least) {
+                best = Some((copies, piece));
+            }
+        }
+        best.map(|(_, piece)| piece)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one request, spelled out")]
+    pub(crate) fn ask_peer(
+        &mut self,
+        slot: usize,
+        piece: u32,
+        to: PeerId,
+        ask: Ask,
+        urgent: bool,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
+        let patience = self.peer_patience(to, ask, urgent);
+        let load = 1 + self.peers.get(to).map_or(0, |standing| standing.outstanding);
+        let (deadline, target) = (now + patience, Target::Peer(to, ask));
+        let pieces = piece..piece + 1;
+        let request = self.launch(Flight { slot, pieces, target, urgent, sent: now, deadline, patience, load });
+        let content = self.content(slot).id;
+        out.push(Effect::Request { request, to, content, piece, ask, urgent, deadline });
+    }
+
+    /// Asks a second peer for what takes long: a reader's piece soon, others when nothing else is left to ask.
+    pub(crate) fn hedge(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let pace = self.peers.pace();
+        let urgent_after = self.limits.hedge.max(Duration::from_secs_f64((2.0 * pace).min(5.0)));
+        let fill_after = self.limits.hedge.max(Duration::from_secs_f64((2.5 * pace).min(30.0)));
+        let late: Vec<(RequestId, usize, u32, bool)> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| now.since(flight.sent) > if flight.urgent { urgent_after } else { fill_after })
+            .map(|(&id, flight)| (id, flight.slot, flight.pieces.start, flight.urgent))
+            .collect();
+        let mut started = 0;
+        for (request, slot, piece, urgent) in late {
+            let idle = self.peer_flights < self.request_limit(urgent) && started < HEDGES_PER_TICK;
+            let copies = self.content(slot).under_way.get(&piece).map_or(0, Vec::len);
+            let at_peer = matches!(self.flights[&request].target, Target::Peer(..));
+            if copies >= self.limits.copies || !(urgent || idle && at_peer) {
+                continue;
+            }
+            if let Some((peer, ask)) = self.other_source(slot, piece, urgent, now) {
+                self.ask_peer(slot, piece, peer, ask, urgent, now, out);
+                started += 1;
+            }
+        }
+    }
+
+    /// A peer to ask for a piece besides those asked already.
+    fn other_source(&self, slot: usize, piece: u32, urgent: bool, now: Time) -> Option<(PeerId, Ask)> {
+        let c = self.contents[slot].as_ref()?;
+        let requests = c.under_way.get(&piece)?;
+        let asked = |peer: PeerId| {
+            requests.iter().any(|request| {
+                matches!(self.flights[request].target, Target::Peer(to, _) if to == peer)
+            })
+        };
+        let mine = c.owners.owner(piece, 0) == Some(self.me.id);
+        let holders = c.links.iter().filter(|link| {
+            link.have.has(piece)
+                && (!link.far || urgent || mine)
+                && !asked(link.peer)
+                && self.has_room(link.peer, urgent, now)
+        });
+        let best = holders.min_by(|a, b| self.peers.expected(a.peer).total_cmp(&self.peers.expected(b.peer)));
+        if let Some(link) = best {
+            return Some((link.peer, Ask::Holder));
+        }
+        if !urgent {
+            return None;
+        }
+        let owners = (0..crate::owners::CHOICES).filter_map(|nth| c.owners.owner(piece, nth));
+        let usable = |&peer: &PeerId| peer != self.me.id && !asked(peer) && self.has_room(peer, true, now);
+        owners.filter(|peer| usable(peer)).map(|peer| (peer, Ask::Owner { forwarded: false })).next()
+    }
+}

@@ -1,0 +1,606 @@
+//! The nodes, the messages between them, and the clock.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::time::Duration;
+
+use towline_artifact::{ContentId, PIECE_LEN};
+
+use super::fluid::{Fluid, FlowId, ResourceId};
+use super::{Fault, OriginDay, Report, Scenario};
+use crate::rng::{IdMap, Rng, mix};
+use crate::{
+    Ask, Bitmap, Effect, Event, Failure, Have, HavePieces, OriginFailure, Peer, PeerId, Refusal, RequestId, Swarm, Time,
+    UploadId, Zone,
+};
+
+const CONTENT: ContentId = ContentId([0x70; 32]);
+/// How often nodes hear of changes in membership.
+const MEMBERSHIP: Duration = Duration::from_millis(100);
+
+/// What lies ahead.
+enum Happens {
+    Start(usize),
+    Membership,
+    Wake(usize),
+    Deliver(usize, Event),
+    /// A request reaches a peer: (holder, asker, request, piece, ask, urgent).
+    Asked(usize, usize, RequestId, u32, Ask, bool),
+    /// A request reaches the origin.
+    OriginAsked(usize, RequestId),
+    FlowEnds(FlowId, u64),
+    Fail,
+}
+
+struct Queued(Time, u64, Happens);
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Life {
+    Unborn,
+    Alive,
+    Stopped,
+    Dead,
+}
+
+/// Where a node's request is.
+#[derive(Clone)]
+enum Asked {
+    Peer { holder: usize },
+    Origin { pieces: std::ops::Range<u32> },
+}
+
+struct Node {
+    peer: Peer,
+    fault: Option<Fault>,
+    swarm: Swarm,
+    life: Life,
+    born: Time,
+    ready: Option<Time>,
+    up: ResourceId,
+    down: ResourceId,
+    asked: HashMap<RequestId, Asked>,
+    wake_at: Option<Time>,
+    verify_free: Time,
+    progress_at: Time,
+    uploaded: u64,
+    received: u64,
+}
+
+/// A flow: to whom, for which request, from whom.
+struct Carrying {
+    from: Option<usize>,
+    to: usize,
+    request: RequestId,
+    piece: u32,
+}
+
+pub(crate) struct World<'a> {
+    scenario: &'a Scenario,
+    seed: u64,
+    rng: Rng,
+    now: Time,
+    queue: BinaryHeap<Reverse<Queued>>,
+    sequence: u64,
+    nodes: Vec<Node>,
+    by_peer: IdMap<PeerId, usize>,
+    fluid: Fluid,
+    origin: ResourceId,
+    /// (into, out of) each zone.
+    borders: Vec<(ResourceId, ResourceId)>,
+    flows: HashMap<FlowId, Carrying>,
+    by_ask: HashMap<(usize, RequestId), FlowId>,
+    at_origin: usize,
+    published: usize,
+    buried: Vec<(Time, usize)>,
+    faults_done: bool,
+    verified: u64,
+    events: u64,
+    progress: Vec<(f64, f64)>,
+    out: Vec<Effect>,
+}
+
+fn upload_id(asker: usize, request: RequestId) -> UploadId {
+    UploadId((asker as u64) << 40 | request.0)
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(scenario: &'a Scenario, seed: u64) -> Self {
+        let mut fluid = Fluid::default();
+        let origin = fluid.add_resource(scenario.origin);
+        let borders = (0..scenario.zones)
+            .map(|_| {
+                let rate = scenario.zone_rate.unwrap_or(1e15);
+                (fluid.add_resource(rate), fluid.add_resource(rate))
+            })
+            .collect();
+        let fastest = scenario.link.up;
+        let nodes: Vec<Node> = (0..scenario.nodes)
+            .map(|n| {
+                let link = scenario.link_of(n);
+                let weight = (16.0 * link.up / fastest).round().max(1.0) as u16;
+                let zone = Zone(n as u32 % scenario.zones);
+                let peer = Peer { id: PeerId(mix(seed ^ mix(n as u64 + 1))), zone, weight };
+                Node {
+                    peer,
+                    fault: scenario.fault_of(n),
+                    swarm: Swarm::new(peer, scenario.limits, seed),
+                    life: Life::Unborn,
+                    born: Time::ZERO,
+                    ready: None,
+                    up: fluid.add_resource(link.up),
+                    down: fluid.add_resource(link.down),
+                    asked: HashMap::new(),
+                    wake_at: None,
+                    verify_free: Time::ZERO,
+                    progress_at: Time::ZERO,
+                    uploaded: 0,
+                    received: 0,
+                }
+            })
+            .collect();
+        Self {
+            scenario,
+            seed,
+            rng: Rng::new(seed),
+            now: Time::ZERO,
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            by_peer: nodes.iter().zip(0..).map(|(node, n)| (node.peer.id, n)).collect(),
+            nodes,
+            fluid,
+            origin,
+            borders,
+            flows: HashMap::new(),
+            by_ask: HashMap::new(),
+            at_origin: 0,
+            published: 0,
+            buried: Vec::new(),
+            faults_done: false,
+            verified: 0,
+            events: 0,
+            progress: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
+    fn at(&mut self, when: Time, happens: Happens) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Queued(when, self.sequence, happens)));
+    }
+
+    fn after(&mut self, wait: Duration, happens: Happens) {
+        self.at(self.now + wait, happens);
+    }
+
+    pub(crate) fn run(mut self) -> Report {
+        let spread = u32::try_from(self.scenario.within.as_micros()).unwrap_or(u32::MAX).max(1);
+        for n in 0..self.nodes.len() {
+            let wait = match self.scenario.apart {
+                Some(apart) => apart * n as u32,
+                None => Duration::from_micros(u64::from(self.rng.below(spread))),
+            };
+            self.after(wait, Happens::Start(n));
+        }
+        self.after(Duration::from_millis(20), Happens::Membership);
+        let apart = self.scenario.apart.unwrap_or_default() * self.nodes.len() as u32;
+        let limit = self.scenario.bound().mul_f64(self.scenario.patience) + apart + Duration::from_secs(60);
+        while let Some(Reverse(Queued(when, _, happens))) = self.queue.pop() {
+            self.now = when;
+            if when.since(Time::ZERO) > limit || self.is_over() {
+                break;
+            }
+            self.happen(happens);
+            for (when, flow, stamp) in std::mem::take(&mut self.fluid.ends) {
+                self.at(when, Happens::FlowEnds(flow, stamp));
+            }
+        }
+        self.report()
+    }
+
+    fn sound(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.fault.is_none())
+    }
+
+    fn is_over(&self) -> bool {
+        // Looked at now and then: it costs a pass over the nodes.
+        self.sequence.is_multiple_of(64) && self.sound().all(|node| node.ready.is_some())
+    }
+
+    fn happen(&mut self, happens: Happens) {
+        match happens {
+            Happens::Start(n) => self.start(n),
+            Happens::Membership => self.membership(),
+            Happens::Wake(n) => {
+                if self.nodes[n].wake_at == Some(self.now) {
+                    self.nodes[n].wake_at = None;
+                    self.report_progress(n);
+                    self.apply(n, Event::Tick);
+                }
+            }
+            Happens::Deliver(n, event) => self.apply(n, event),
+            Happens::Asked(holder, asker, request, piece, ask, urgent) => {
+                self.asked(holder, asker, request, piece, ask, urgent);
+            }
+            Happens::OriginAsked(n, request) => self.origin_asked(n, request),
+            Happens::FlowEnds(flow, stamp) => {
+                if self.fluid.has_ended(flow, stamp, self.now) {
+                    self.flow_ended(flow);
+                }
+            }
+            Happens::Fail => self.fail(),
+        }
+    }
+
+    fn start(&mut self, n: usize) {
+        let pieces = self.scenario.pieces;
+        let node = &mut self.nodes[n];
+        (node.life, node.born) = (Life::Alive, self.now);
+        if matches!(node.fault, Some(Fault::Stalling | Fault::Boasting)) {
+            self.apply(n, Event::Add { content: CONTENT, have: Bitmap::full(pieces) });
+            return;
+        }
+        self.apply(n, Event::Add { content: CONTENT, have: Bitmap::new(pieces) });
+        self.apply(n, Event::Fill { content: CONTENT, on: true });
+    }
+
+    /// Tells everybody who came and who went.
+    fn membership(&mut self) {
+        let alive: Vec<Peer> =
+            self.nodes.iter().filter(|node| node.life != Life::Unborn).map(|node| node.peer).collect();
+        // Nodes are born in any order; who is told twice does not mind.
+        if alive.len() != self.published {
+            self.published = alive.len();
+            for n in 0..self.nodes.len() {
+                if self.nodes[n].life == Life::Alive {
+                    let mut peers = alive.clone();
+                    if self.scenario.view_gaps > 0.0 {
+                        let (me, gaps) = (self.nodes[n].peer.id.0, self.scenario.view_gaps);
+                        peers.retain(|peer| Rng::new(me ^ mix(peer.id.0)).unit() >= gaps);
+                    }
+                    self.apply(n, Event::Joined { content: CONTENT, peers });
+                }
+            }
+        }
+        let (due, later): (Vec<_>, Vec<_>) = self.buried.iter().partition(|(when, _)| *when <= self.now);
+        self.buried = later;
+        for (_, gone) in due {
+            let peer = self.nodes[gone].peer.id;
+            for n in 0..self.nodes.len() {
+                self.apply(n, Event::Left { content: CONTENT, peer });
+            }
+        }
+        let all = self.nodes.len() as f64 * f64::from(self.scenario.pieces);
+        self.progress.push((self.now.since(Time::ZERO).as_secs_f64(), self.verified as f64 / all));
+        self.after(MEMBERSHIP, Happens::Membership);
+    }
+
+    fn apply(&mut self, n: usize, event: Event) {
+        if self.nodes[n].life != Life::Alive {
+            return;
+        }
+        self.events += 1;
+        let mut out = std::mem::take(&mut self.out);
+        self.nodes[n].swarm.apply(event, self.now, &mut out);
+        for effect in out.drain(..) {
+            self.perform(n, effect);
+        }
+        self.out = out;
+        if let Some(deadline) = self.nodes[n].swarm.next_deadline() {
+            let deadline = deadline.max(self.now + Duration::from_micros(1));
+            if self.nodes[n].wake_at.is_none_or(|at| at > deadline) {
+                self.nodes[n].wake_at = Some(deadline);
+                self.at(deadline, Happens::Wake(n));
+            }
+        }
+    }
+
+    fn latency(&self, a: usize, b: usize) -> Duration {
+        let same = self.nodes[a].peer.zone == self.nodes[b].peer.zone;
+        if same { self.scenario.latency } else { self.scenario.zone_latency }
+    }
+
+    fn find(&self, peer: PeerId) -> Option<usize> {
+        self.by_peer.get(&peer).copied()
+    }
+
+    fn perform(&mut self, n: usize, effect: Effect) {
+        match effect {
+            Effect::Request { request, to, piece, ask, urgent, .. } => {
+                let Some(holder) = self.find(to) else { return };
+                self.nodes[n].asked.insert(request, Asked::Peer { holder });
+                let wait = self.latency(n, holder);
+                self.after(wait, Happens::Asked(holder, n, request, piece, ask, urgent));
+            }
+            Effect::AskOrigin { request, pieces, .. } => {
+                self.nodes[n].asked.insert(request, Asked::Origin { pieces });
+                self.after(self.scenario.origin_latency, Happens::OriginAsked(n, request));
+            }
+            Effect::Cancel { request } => self.cancel(n, request),
+            Effect::SendHave { to, mut have, .. } => {
+                if matches!(self.nodes[n].fault, Some(Fault::Stalling | Fault::Boasting))
+                    && matches!(have.pieces, HavePieces::More(_))
+                {
+                    return;
+                }
+                have.queue = if self.nodes[n].fault.is_some() { 0 } else { have.queue };
+                for peer in to {
+                    let Some(to) = self.find(peer) else { continue };
+                    let (wait, from) = (self.latency(n, to), self.nodes[n].peer.id);
+                    let event = Event::Have { content: CONTENT, from, have: Have::clone(&have) };
+                    self.after(wait, Happens::Deliver(to, event));
+                }
+            }
+            Effect::Unlink { peer, .. } => {
+                let Some(to) = self.find(peer) else { return };
+                let event = Event::Unlinked { content: CONTENT, peer: self.nodes[n].peer.id };
+                self.after(self.latency(n, to), Happens::Deliver(to, event));
+            }
+            Effect::Serve { upload, piece, .. } => self.serve(n, upload, piece),
+            Effect::Refuse { upload, why, .. } => self.refuse(n, upload, why),
+            Effect::Complete { .. } => self.nodes[n].ready = Some(self.now),
+            Effect::Ban { .. } => {}
+        }
+    }
+
+    fn cancel(&mut self, n: usize, request: RequestId) {
+        let Some(asked) = self.nodes[n].asked.remove(&request) else { return };
+        match asked {
+            Asked::Peer { holder, .. } => {
+                let upload = upload_id(n, request);
+                if let Some(flow) = self.by_ask.remove(&(n, request)) {
+                    self.end_flow(flow);
+                }
+                let wait = self.latency(n, holder);
+                self.after(wait, Happens::Deliver(holder, Event::UploadEnded { upload }));
+            }
+            Asked::Origin { .. } => {
+                if let Some(flow) = self.by_ask.remove(&(n, request)) {
+                    self.end_flow(flow);
+                    self.at_origin -= 1;
+                }
+            }
+        }
+    }
+
+    fn asked(&mut self, holder: usize, asker: usize, request: RequestId, piece: u32, ask: Ask, urgent: bool) {
+        if !self.nodes[asker].asked.contains_key(&request) {
+            return;
+        }
+        match (self.nodes[holder].life, self.nodes[holder].fault) {
+            (Life::Dead | Life::Unborn, _) => {
+                self.fail_request(asker, request, Failure::Broken, self.latency(asker, holder));
+            }
+            (Life::Stopped, _) | (_, Some(Fault::Stalling)) => {}
+            (_, Some(Fault::Boasting)) => {
+                let why = Failure::Refused(Refusal::NotHere);
+                self.fail_request(asker, request, why, self.latency(asker, holder));
+            }
+            _ => {
+                let (upload, from) = (upload_id(asker, request), self.nodes[asker].peer.id);
+                let event = Event::UploadRequested { upload, from, content: CONTENT, piece, ask, urgent };
+                self.apply(holder, event);
+            }
+        }
+    }
+
+    fn fail_request(&mut self, asker: usize, request: RequestId, why: Failure, wait: Duration) {
+        self.nodes[asker].asked.remove(&request);
+        self.after(wait, Happens::Deliver(asker, Event::Failed { request, why }));
+    }
+
+    fn refuse(&mut self, n: usize, upload: UploadId, why: Refusal) {
+        let (asker, request) = ((upload.0 >> 40) as usize, RequestId(upload.0 & ((1 << 40) - 1)));
+        if self.nodes[asker].asked.contains_key(&request) {
+            self.fail_request(asker, request, Failure::Refused(why), self.latency(n, asker));
+        }
+    }
+
+    fn serve(&mut self, n: usize, upload: UploadId, piece: u32) {
+        let (asker, request) = ((upload.0 >> 40) as usize, RequestId(upload.0 & ((1 << 40) - 1)));
+        if !self.nodes[asker].asked.contains_key(&request) || self.nodes[asker].life == Life::Dead {
+            self.after(Duration::from_micros(10), Happens::Deliver(n, Event::UploadEnded { upload }));
+            return;
+        }
+        let mut resources = vec![self.nodes[n].up, self.nodes[asker].down];
+        let (from, to) = (self.nodes[n].peer.zone, self.nodes[asker].peer.zone);
+        if from != to {
+            resources.push(self.borders[from.0 as usize].1);
+            resources.push(self.borders[to.0 as usize].0);
+        }
+        let flow = self.fluid.start(resources, PIECE_LEN as f64, self.now);
+        self.flows.insert(flow, Carrying { from: Some(n), to: asker, request, piece });
+        self.by_ask.insert((asker, request), flow);
+    }
+
+    fn origin_asked(&mut self, n: usize, request: RequestId) {
+        let Some(Asked::Origin { pieces }) = self.nodes[n].asked.get(&request).cloned() else { return };
+        let sent = self.fluid.carried(self.origin) / self.scenario.bytes();
+        let age = self.now.since(Time::ZERO);
+        let why = match self.scenario.day {
+            OriginDay::Throttles(most, retry) if self.at_origin >= most => {
+                Some(OriginFailure::Throttled { retry_after: Some(retry) })
+            }
+            OriginDay::Away(from, until) if (from..until).contains(&age) => Some(OriginFailure::Broken),
+            OriginDay::GoneAfter(share) if sent >= share => Some(OriginFailure::Gone),
+            OriginDay::DeniesHalf if n % 2 == 1 => Some(OriginFailure::Denied),
+            _ => None,
+        };
+        if let Some(why) = why {
+            self.nodes[n].asked.remove(&request);
+            let event = Event::OriginFailed { request, why };
+            self.after(self.scenario.origin_latency, Happens::Deliver(n, event));
+            return;
+        }
+        let flow = self.fluid.start(vec![self.origin, self.nodes[n].down], PIECE_LEN as f64, self.now);
+        self.flows.insert(flow, Carrying { from: None, to: n, request, piece: pieces.start });
+        self.by_ask.insert((n, request), flow);
+        self.at_origin += 1;
+    }
+
+    fn end_flow(&mut self, flow: FlowId) {
+        self.fluid.end(flow, self.now);
+        self.flows.remove(&flow);
+    }
+
+    fn flow_ended(&mut self, flow: FlowId) {
+        let Some(Carrying { from, to, request, piece }) = self.flows.get(&flow).map(|flow| Carrying { ..*flow }) else { return };
+        let check = Duration::from_secs_f64(PIECE_LEN as f64 / self.scenario.verify);
+        let done = self.nodes[to].verify_free.max(self.now) + check;
+        self.nodes[to].verify_free = done;
+        self.nodes[to].received += 1;
+        let Some(sender) = from else {
+            let Some(Asked::Origin { pieces }) = self.nodes[to].asked.get(&request).cloned() else { return };
+            self.verified += 1;
+            self.at(done, Happens::Deliver(to, Event::Verified { request, content: CONTENT, piece }));
+            if piece + 1 < pieces.end {
+                self.fluid.extend(flow, PIECE_LEN as f64, self.now);
+                self.flows.insert(flow, Carrying { from, to, request, piece: piece + 1 });
+            } else {
+                self.end_flow(flow);
+                self.by_ask.remove(&(to, request));
+                self.nodes[to].asked.remove(&request);
+                self.at_origin -= 1;
+            }
+            return;
+        };
+        self.end_flow(flow);
+        self.by_ask.remove(&(to, request));
+        self.nodes[to].asked.remove(&request);
+        self.nodes[sender].uploaded += 1;
+        let event = if self.nodes[sender].fault == Some(Fault::Lying) {
+            Event::Corrupt { request }
+        } else {
+            self.verified += 1;
+            Event::Verified { request, content: CONTENT, piece }
+        };
+        self.at(done, Happens::Deliver(to, event));
+        self.apply(sender, Event::UploadEnded { upload: upload_id(to, request) });
+        if !self.faults_done
+            && let Some(Fault::Killed(share) | Fault::Stopped(share)) = self.scenario.faults.1
+            && self.verified as f64 >= share * self.nodes.len() as f64 * f64::from(self.scenario.pieces)
+        {
+            self.faults_done = true;
+            self.after(Duration::ZERO, Happens::Fail);
+        }
+    }
+
+    /// The scenario's nodes vanish or stop.
+    fn fail(&mut self) {
+        for n in 0..self.nodes.len() {
+            let Some(fault) = self.nodes[n].fault else { continue };
+            let killed = matches!(fault, Fault::Killed(_));
+            self.nodes[n].life = if killed { Life::Dead } else { Life::Stopped };
+            let noticed = self.now + Duration::from_secs(if killed { 3 } else { 10 });
+            self.buried.push((noticed, n));
+            let (up, down) = (self.nodes[n].up, self.nodes[n].down);
+            if !killed {
+                self.fluid.set_capacity(up, 0.0, self.now);
+                self.fluid.set_capacity(down, 0.0, self.now);
+                continue;
+            }
+            let mut broken: Vec<FlowId> = self.fluid.flows_at(up).to_vec();
+            broken.extend(self.fluid.flows_at(down));
+            for flow in broken {
+                let Some(Carrying { from, to, request, .. }) = self.flows.get(&flow).map(|flow| Carrying { ..*flow }) else { continue };
+                self.end_flow(flow);
+                self.by_ask.remove(&(to, request));
+                match from {
+                    Some(sender) if sender != n => {
+                        self.apply(sender, Event::UploadEnded { upload: upload_id(to, request) });
+                    }
+                    Some(_) => self.fail_request(to, request, Failure::Broken, self.scenario.latency),
+                    None => self.at_origin -= 1,
+                }
+            }
+            // Requests that waited there break, too, and so do links.
+            for other in 0..self.nodes.len() {
+                let mut waiting: Vec<RequestId> = self.nodes[other]
+                    .asked
+                    .iter()
+                    .filter(|(_, asked)| matches!(asked, Asked::Peer { holder, .. } if *holder == n))
+                    .map(|(&request, _)| request)
+                    .collect();
+                waiting.sort();
+                for request in waiting {
+                    self.fail_request(other, request, Failure::Broken, self.scenario.latency);
+                }
+                let event = Event::Unlinked { content: CONTENT, peer: self.nodes[n].peer.id };
+                self.after(self.scenario.latency, Happens::Deliver(other, event));
+            }
+        }
+    }
+
+    /// Tells a node which of its requests move.
+    fn report_progress(&mut self, n: usize) {
+        if self.now.since(self.nodes[n].progress_at) < Duration::from_secs(1) {
+            return;
+        }
+        self.nodes[n].progress_at = self.now;
+        for flow in self.fluid.flows_at(self.nodes[n].down).to_vec() {
+            if self.fluid.is_moving(flow)
+                && let Some(request) = self.flows.get(&flow).map(|flow| flow.request)
+            {
+                self.apply(n, Event::Progress { request });
+            }
+        }
+    }
+
+    fn report(mut self) -> Report {
+        let sound = self.sound().count();
+        let last_start = self.nodes.iter().map(|node| node.born).max().unwrap_or_default();
+        let apart = self.scenario.apart.is_some();
+        let mut times: Vec<Duration> = self
+            .sound()
+            .filter_map(|node| Some(node.ready?.since(if apart { node.born } else { last_start })))
+            .collect();
+        times.sort();
+        let uploads: Vec<u64> = self.sound().map(|node| node.uploaded).collect();
+        let mean = uploads.iter().sum::<u64>() as f64 / uploads.len().max(1) as f64;
+        let most = uploads.iter().copied().max().unwrap_or_default() as f64;
+        let across: f64 = self.borders.iter().map(|border| self.fluid.carried(border.0)).sum();
+        let needed = (sound as f64 * f64::from(self.scenario.pieces)).max(1.0);
+        let twice: u64 = self.sound().map(|node| node.swarm.counts().twice).sum();
+        let banned = |fault: bool| {
+            let suspects = self.nodes.iter().filter(|node| node.fault.is_some() == fault);
+            let is_banned = |id: PeerId| self.sound().any(|node| node.swarm.is_banned(id, self.now));
+            suspects.filter(|node| is_banned(node.peer.id)).count()
+        };
+        let (honest_banned, faulty_banned) = match self.scenario.faults.1 {
+            None => (0, 0),
+            Some(_) => (banned(false), banned(true)),
+        };
+        Report {
+            name: self.scenario.name.clone(),
+            seed: self.seed,
+            sound,
+            complete: times.len(),
+            bound: self.scenario.bound(),
+            times,
+            origin: self.fluid.carried(self.origin) / self.scenario.bytes(),
+            across: across / self.scenario.bytes(),
+            spread: most / mean.max(1e-9),
+            twice: twice as f64 / needed,
+            honest_banned,
+            faulty_banned,
+            events: self.events,
+            progress: std::mem::take(&mut self.progress),
+        }
+    }
+}

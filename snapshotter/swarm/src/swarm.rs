@@ -1,0 +1,518 @@
+//! The state machine: events in, effects out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::time::Duration;
+
+use towline_artifact::ContentId;
+
+use crate::content::Content;
+use crate::origin::Origin;
+use crate::peers::Peers;
+use crate::rng::Rng;
+use crate::uploads::Uploads;
+use crate::{Ask, Effect, Event, Failure, Limits, OriginFailure, Peer, PeerId, Refusal, RequestId, Time};
+
+/// Where a request went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Peer(PeerId, Ask),
+    Origin,
+}
+
+/// A request under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) slot: usize,
+    /// What has not come yet.
+    pub(crate) pieces: Range<u32>,
+    pub(crate) target: Target,
+    pub(crate) urgent: bool,
+    /// When it was asked, or when its last piece came.
+    pub(crate) sent: Time,
+    pub(crate) deadline: Time,
+    /// The longest silence.
+    pub(crate) patience: Duration,
+    /// Requests under way to that peer, this one included, when it was sent.
+    pub(crate) load: usize,
+}
+
+/// What happened so far, for metrics. All are counts of pieces unless said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Verified, from peers.
+    pub from_peers: u64,
+    /// Verified, from the origin.
+    pub from_origin: u64,
+    /// Verified, but already here: the price of hedging.
+    pub twice: u64,
+    /// Answers that did not match their digest.
+    pub corrupt: u64,
+    /// Requests to peers given up for want of an answer.
+    pub stalled: u64,
+    /// Requests refused by peers or broken off.
+    pub failed: u64,
+    /// Messages of peers that broke a limit and were not taken.
+    pub absurd: u64,
+}
+
+/// All decisions of one node about its peers. See the crate's documentation.
+#[derive(Debug)]
+pub struct Swarm {
+    pub(crate) me: Peer,
+    pub(crate) limits: Limits,
+    pub(crate) rng: Rng,
+    pub(crate) contents: Vec<Option<Content>>,
+    by_id: HashMap<ContentId, usize>,
+    pub(crate) peers: Peers,
+    pub(crate) origin: Origin,
+    pub(crate) uploads: Uploads,
+    pub(crate) flights: BTreeMap<RequestId, Flight>,
+    /// Of `flights`, those to peers.
+    pub(crate) peer_flights: usize,
+    next_request: u64,
+    next_tick: Time,
+    pub(crate) counts: Counts,
+}
+
+impl Swarm {
+    /// A swarm of a node that takes part in nothing yet. Equal seeds and events give equal effects.
+    #[must_use]
+    pub fn new(me: Peer, limits: Limits, seed: u64) -> Self {
+        Self {
+            me,
+            limits,
+            rng: Rng::new(seed ^ me.id.0),
+            contents: Vec::new(),
+            by_id: HashMap::new(),
+            peers: Peers::default(),
+            origin: Origin::new(),
+            uploads: Uploads::new(),
+            flights: BTreeMap::new(),
+            peer_flights: 0,
+            next_request: 0,
+            next_tick: Time::ZERO,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Takes in an event; what is to be done is appended to `out`.
+    pub fn apply(&mut self, event: Event, now: Time, out: &mut Vec<Effect>) {
+        match event {
+            Event::Tick => {
+                if now >= self.next_tick {
+                    self.next_tick = now + self.limits.have_gap;
+                    self.tick(now, out);
+                }
+            }
+            Event::Add { content, have } => self.add(content, have, now, out),
+            Event::Remove { content } => self.remove(content, now, out),
+            Event::Joined { content, peers } => self.joined(content, &peers, now, out),
+            Event::Left { content, peer } => self.left(content, peer, now, out),
+            Event::Fill { content, on } => {
+                self.with(content, |swarm, slot| {
+                    swarm.content(slot).set_fill(on);
+                    swarm.advance(slot, now, out);
+                });
+            }
+            Event::Demand { content, piece } => {
+                self.with(content, |swarm, slot| swarm.demand(slot, piece, now, out));
+            }
+            Event::Ahead { content, pieces } => {
+                self.with(content, |swarm, slot| {
+                    let c = swarm.content(slot);
+                    c.ahead = pieces.start.min(c.pieces)..pieces.end.min(c.pieces);
+                    c.ahead.clone().for_each(|piece| c.want(piece));
+                    swarm.pump(now, out);
+                });
+            }
+            Event::Verified { request, content, piece } => self.verified(request, content, piece, now, out),
+            Event::Progress { request } => {
+                if let Some(flight) = self.flights.get_mut(&request) {
+                    flight.deadline = flight.deadline.max(now + flight.patience);
+                }
+            }
+            Event::Corrupt { request } => self.corrupt(request, now, out),
+            Event::Failed { request, why } => self.failed(request, why, now, out),
+            Event::OriginFailed { request, why } => self.origin_failed(request, why, now, out),
+            Event::Lost { content, piece } => {
+                self.with(content, |swarm, slot| swarm.piece_lost(slot, piece, now, out));
+            }
+            Event::Have { content, from, have } => self.heard(content, from, &have, now, out),
+            Event::Unlinked { content, peer } => self.unlinked(content, peer, now, out),
+            Event::UploadRequested { upload, from, content, piece, ask, urgent } => {
+                let slot = self.by_id.get(&content).copied();
+                self.upload_requested((upload, from, slot, piece), ask, urgent, now, out);
+            }
+            Event::UploadEnded { upload } => {
+                if !self.uploads.ended(upload, now) {
+                    self.unpark(upload);
+                }
+                self.serve(now, out);
+            }
+        }
+    }
+
+    /// When [`Event::Tick`] is due; none while there is nothing to wait for.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let busy = !self.flights.is_empty()
+            || self.uploads.waiting() > 0
+            || self.contents.iter().flatten().any(Content::is_busy);
+        busy.then_some(self.next_tick)
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The pieces of a content that are here.
+    #[must_use]
+    pub fn have(&self, content: ContentId) -> Option<&crate::Bitmap> {
+        self.contents[*self.by_id.get(&content)?].as_ref().map(|content| &content.have)
+    }
+
+    /// Requests under way: to peers, to the origin.
+    #[must_use]
+    pub fn under_way(&self) -> (usize, usize) {
+        (self.peer_flights, self.origin.under_way)
+    }
+
+    /// Links of a content.
+    #[must_use]
+    pub fn links(&self, content: ContentId) -> usize {
+        let slot = self.by_id.get(&content);
+        slot.and_then(|&slot| self.contents[slot].as_ref()).map_or(0, |content| content.links.len())
+    }
+
+    /// Whether a peer is banned at this moment.
+    #[must_use]
+    pub fn is_banned(&self, peer: PeerId, now: Time) -> bool {
+        self.peers.is_banned(peer, now)
+    }
+
+    pub(crate) fn with(&mut self, content: ContentId, act: impl FnOnce(&mut Self, usize)) {
+        if let Some(&slot) = self.by_id.get(&content) {
+            act(self, slot);
+        }
+    }
+
+    pub(crate) fn content(&mut self, slot: usize) -> &mut Content {
+        self.contents[slot].as_mut().expect("slots in use hold a content")
+    }
+
+    fn add(&mut self, id: ContentId, have: crate::Bitmap, now: Time, out: &mut Vec<Effect>) {
+        if self.by_id.contains_key(&id) || self.by_id.len() >= self.limits.contents {
+            return;
+        }
+        let patience = 1.0 + self.rng.unit() / 2.0;
+        let content = Content::new(id, have, self.me, &self.limits, now, patience);
+        if content.have.is_full() {
+            out.push(Effect::Complete { content: id });
+        }
+        let slot = self.contents.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.contents.push(None);
+            self.contents.len() - 1
+        });
+        self.contents[slot] = Some(content);
+        self.by_id.insert(id, slot);
+    }
+
+    fn remove(&mut self, id: ContentId, now: Time, out: &mut Vec<Effect>) {
+        let Some(slot) = self.by_id.remove(&id) else { return };
+        let flights: Vec<RequestId> =
+            self.flights.iter().filter(|(_, flight)| flight.slot == slot).map(|(&id, _)| id).collect();
+        for request in flights {
+            out.push(Effect::Cancel { request });
+            self.end_flight(request);
+        }
+        let why = Refusal::NotHere;
+        for upload in self.uploads.drain_slot(slot) {
+            out.push(Effect::Refuse { upload: upload.id, to: upload.to, why });
+        }
+        let content = self.contents[slot].take().expect("named slots hold a content");
+        for parked in content.parked.values().flatten() {
+            out.push(Effect::Refuse { upload: parked.upload, to: parked.from, why });
+        }
+        for link in &content.links {
+            self.peers.entry(link.peer).links -= 1;
+            self.peers.forget_idle(link.peer);
+            out.push(Effect::Unlink { content: id, peer: link.peer });
+        }
+        self.pump(now, out);
+    }
+
+    fn demand(&mut self, slot: usize, piece: u32, now: Time, out: &mut Vec<Effect>) {
+        let c = self.content(slot);
+        if piece >= c.pieces || c.have.has(piece) {
+            return;
+        }
+        c.want(piece);
+        if !c.demand.contains(&piece) {
+            c.demand.push_back(piece);
+        }
+        if !c.pulls.contains(&piece) {
+            c.pulls.push_back(piece);
+        }
+        // One under way for the fill may wait in a peer's line: from now on it counts as urgent and is hedged.
+        let requests = c.under_way.get(&piece).cloned().unwrap_or_default();
+        for request in requests {
+            if let Some(flight) = self.flights.get_mut(&request) {
+                flight.urgent = true;
+            }
+        }
+        self.advance(slot, now, out);
+    }
+
+    /// Starts whatever may start for a content, at peers and at sources.
+    pub(crate) fn advance(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        self.pump(now, out);
+        self.drive_sources(slot, now, out);
+    }
+
+    pub(crate) fn launch(&mut self, flight: Flight) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        match flight.target {
+            Target::Peer(peer, _) => {
+                self.peers.entry(peer).outstanding += 1;
+                self.peer_flights += 1;
+            }
+            Target::Origin => self.origin.under_way += 1,
+        }
+        let slot = flight.slot;
+        flight.pieces.clone().for_each(|piece| self.content(slot).started(piece, id));
+        self.flights.insert(id, flight);
+        id
+    }
+
+    /// Ends a request; what it did not bring is wanted again.
+    pub(crate) fn end_flight(&mut self, id: RequestId) -> Option<Flight> {
+        let flight = self.flights.remove(&id)?;
+        match flight.target {
+            Target::Peer(peer, _) => {
+                self.peers.entry(peer).outstanding -= 1;
+                self.peers.forget_idle(peer);
+                self.peer_flights -= 1;
+            }
+            Target::Origin => self.origin.under_way -= 1,
+        }
+        let c = self.content(flight.slot);
+        for piece in flight.pieces.clone() {
+            c.ended(piece, id);
+            if c.fetching.contains(&piece) && !c.under_way.contains_key(&piece) {
+                c.fetching.retain(|&other| other != piece);
+                c.fetching_changed = true;
+            }
+        }
+        Some(flight)
+    }
+
+    fn verified(&mut self, request: RequestId, id: ContentId, piece: u32, now: Time, out: &mut Vec<Effect>) {
+        let Some(&slot) = self.by_id.get(&id) else { return };
+        let ours = self.flights.get(&request).filter(|flight| flight.slot == slot && flight.pieces.contains(&piece));
+        let mut at_source = false;
+        match ours.map(|flight| (flight.target, now.since(flight.sent), flight.load)) {
+            Some((Target::Peer(peer, _), took, load)) => {
+                self.peers.served(peer, took, load);
+                self.counts.from_peers += 1;
+            }
+            Some((Target::Origin, took, _)) => {
+                self.origin.served(took);
+                self.counts.from_origin += 1;
+                at_source = true;
+            }
+            None => {}
+        }
+        let c = self.contents[slot].as_mut().expect("named slots hold a content");
+        if let Some(flight) = self.flights.get_mut(&request)
+            && flight.slot == slot
+            && ends_with(flight, piece, now, c, request)
+        {
+            self.end_flight(request);
+        }
+        let c = self.content(slot);
+        if c.fetching.contains(&piece) {
+            c.fetching.retain(|&other| other != piece);
+            c.fetching_changed = true;
+        }
+        if piece >= c.pieces || !c.arrived(piece) {
+            self.counts.twice += 1;
+            return;
+        }
+        for copy in c.under_way.get(&piece).cloned().unwrap_or_default() {
+            self.drop_copy(copy, piece, out);
+        }
+        let c = self.content(slot);
+        c.open.clear(piece);
+        if c.have.is_full() {
+            out.push(Effect::Complete { content: id });
+        }
+        self.serve_parked(slot, piece, now, out);
+        if now.since(self.content(slot).last_sent) >= self.limits.have_gap {
+            self.tell(slot, now, out);
+        }
+        self.pump(now, out);
+        if at_source {
+            self.drive_sources(slot, now, out);
+        }
+    }
+
+    /// Another request for a piece that came: it ends, unless it brings more (then the piece comes twice).
+    fn drop_copy(&mut self, request: RequestId, piece: u32, out: &mut Vec<Effect>) {
+        let Some(flight) = self.flights.get_mut(&request) else { return };
+        if flight.pieces.len() == 1 && flight.pieces.contains(&piece) {
+            self.end_flight(request);
+            out.push(Effect::Cancel { request });
+        }
+    }
+
+    fn corrupt(&mut self, request: RequestId, now: Time, out: &mut Vec<Effect>) {
+        let Some(flight) = self.end_flight(request) else { return };
+        self.counts.corrupt += 1;
+        match flight.target {
+            Target::Peer(peer, _) => self.ban(peer, now, out),
+            Target::Origin => self.origin.failed(OriginFailure::Broken, now, &self.limits, &mut self.rng),
+        }
+        self.advance(flight.slot, now, out);
+    }
+
+    fn ban(&mut self, peer: PeerId, now: Time, out: &mut Vec<Effect>) {
+        let until = self.peers.ban(peer, now, &self.limits);
+        out.push(Effect::Ban { peer, until });
+        for slot in 0..self.contents.len() {
+            if self.contents[slot].is_some() {
+                self.drop_link(slot, peer, true, now, out);
+            }
+        }
+        self.cancel_all(None, peer, out);
+    }
+
+    /// Ends all requests to a peer, of one content or of all.
+    pub(crate) fn cancel_all(&mut self, slot: Option<usize>, peer: PeerId, out: &mut Vec<Effect>) {
+        let to_peer = |flight: &Flight| matches!(flight.target, Target::Peer(to, _) if to == peer);
+        let requests: Vec<RequestId> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| to_peer(flight) && slot.is_none_or(|slot| flight.slot == slot))
+            .map(|(&id, _)| id)
+            .collect();
+        for request in requests {
+            self.end_flight(request);
+            out.push(Effect::Cancel { request });
+        }
+    }
+
+    fn failed(&mut self, request: RequestId, why: Failure, now: Time, out: &mut Vec<Effect>) {
+        let Some(flight) = self.end_flight(request) else { return };
+        let Target::Peer(peer, ask) = flight.target else { return };
+        let piece = flight.pieces.start;
+        self.counts.failed += 1;
+        match why {
+            Failure::Refused(Refusal::NotOwner { better }) => {
+                let forward = better.filter(|&better| {
+                    ask == Ask::Owner { forwarded: false }
+                        && better != self.me.id
+                        && better != peer
+                        && self.peers.is_usable(better, now)
+                        && self.content(flight.slot).owners.zone_of(better).is_some()
+                });
+                if let Some(better) = forward
+                    && self.content(flight.slot).open.has(piece)
+                {
+                    let ask = Ask::Owner { forwarded: true };
+                    self.ask_peer(flight.slot, piece, better, ask, flight.urgent, now, out);
+                    return;
+                }
+            }
+            Failure::Refused(Refusal::NotHere) => {
+                self.content(flight.slot).unlearn(peer, piece);
+                self.peers.failed(peer, now, &self.limits);
+            }
+            Failure::Refused(Refusal::Busy) | Failure::Broken => {
+                self.peers.failed(peer, now, &self.limits);
+            }
+        }
+        self.advance(flight.slot, now, out);
+    }
+
+    fn origin_failed(&mut self, request: RequestId, why: OriginFailure, now: Time, out: &mut Vec<Effect>) {
+        let Some(flight) = self.end_flight(request) else { return };
+        if flight.target == Target::Origin {
+            self.origin.failed(why, now, &self.limits, &mut self.rng);
+            self.advance(flight.slot, now, out);
+        }
+    }
+
+    fn piece_lost(&mut self, slot: usize, piece: u32, now: Time, out: &mut Vec<Effect>) {
+        if self.content(slot).lost(piece) {
+            self.content(slot).forget_due(piece);
+            self.tell_all(slot, now, out);
+            self.advance(slot, now, out);
+        }
+    }
+
+    fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.give_up_stalled(now, out);
+        self.hedge(now, out);
+        for slot in 0..self.contents.len() {
+            if self.contents[slot].is_some() {
+                let window = self.limits.window_time;
+                self.content(slot).update_rate(now, window);
+                self.seek_links(slot, now, out);
+                self.drive_sources(slot, now, out);
+                self.tell(slot, now, out);
+            }
+        }
+        self.pump(now, out);
+        self.serve(now, out);
+    }
+
+    /// Gives up requests that got no answer in time.
+    fn give_up_stalled(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let late: Vec<RequestId> =
+            self.flights.iter().filter(|(_, flight)| flight.deadline <= now).map(|(&id, _)| id).collect();
+        for request in late {
+            let Some(flight) = self.end_flight(request) else { continue };
+            out.push(Effect::Cancel { request });
+            match flight.target {
+                // An owner may wait itself; that is no fault. Another is asked, or the origin.
+                Target::Peer(_, Ask::Owner { .. }) => {}
+                Target::Peer(peer, Ask::Holder) => self.peers.failed(peer, now, &self.limits),
+                Target::Origin => self.origin.failed(OriginFailure::Broken, now, &self.limits, &mut self.rng),
+            }
+            self.counts.stalled += 1;
+        }
+    }
+
+    /// How long a request to a peer may go without a byte. A peer's line is part of it, so it grows with the load.
+    pub(crate) fn peer_patience(&self, peer: PeerId, ask: Ask, urgent: bool) -> Duration {
+        let expected = Duration::from_secs_f64((8.0 * self.peers.expected(peer)).min(600.0));
+        let least = match ask {
+            Ask::Holder => self.limits.request_timeout,
+            Ask::Owner { .. } if urgent => self.limits.request_timeout / 2,
+            Ask::Owner { .. } => self.limits.takeover.max(self.limits.request_timeout),
+        };
+        expected.max(least).min(self.limits.request_timeout_max.max(least))
+    }
+}
+
+/// Notes that a piece of a request came. Whether that was its last.
+fn ends_with(flight: &mut Flight, piece: u32, now: Time, c: &mut Content, id: RequestId) -> bool {
+    if !flight.pieces.contains(&piece) {
+        return false;
+    }
+    // Pieces come in order: what was passed over will not come.
+    let rest = piece + 1..flight.pieces.end;
+    let passed = flight.pieces.start..piece + 1;
+    if rest.is_empty() {
+        flight.pieces = passed;
+        return true;
+    }
+    flight.pieces = rest;
+    (flight.sent, flight.deadline) = (now, now + flight.patience);
+    passed.for_each(|piece| c.ended(piece, id));
+    false
+}

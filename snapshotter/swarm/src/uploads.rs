@@ -1,0 +1,209 @@
+//! Who is served next: readers, then other zones and those who ask an owner, then the rarest piece.
+
+use std::time::Duration;
+
+use towline_artifact::PIECE_LEN;
+
+use crate::rng::IdMap;
+use crate::{Limits, PeerId, Time, UploadId};
+
+/// How a waiting request ranks, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Class {
+    /// A reader waits.
+    Urgent,
+    /// It was asked of an owner: others depend on it.
+    Owner,
+    /// A fill.
+    Fill,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Upload {
+    pub(crate) id: UploadId,
+    pub(crate) to: PeerId,
+    pub(crate) slot: usize,
+    pub(crate) piece: u32,
+    pub(crate) class: Class,
+    pub(crate) since: Time,
+}
+
+#[derive(Debug)]
+pub(crate) struct Uploads {
+    waiting: Vec<Upload>,
+    /// Being sent, since when.
+    active: Vec<Upload>,
+    per_peer: IdMap<PeerId, (usize, usize)>,
+    /// Seconds per upload, smoothed.
+    pace: Option<f64>,
+    /// Bytes that may be sent now; below zero after a piece that was sent in advance.
+    tokens: f64,
+    tokens_at: Time,
+}
+
+/// A request that waited this long ranks with a reader's.
+const STARVED: Duration = Duration::from_secs(5);
+
+impl Uploads {
+    pub(crate) fn new() -> Self {
+        let tokens_at = Time::ZERO;
+        Self { waiting: Vec::new(), active: Vec::new(), per_peer: IdMap::default(), pace: None, tokens: 0.0, tokens_at }
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn is_known(&self, id: UploadId) -> bool {
+        self.waiting.iter().chain(&self.active).any(|upload| upload.id == id)
+    }
+
+    /// Lines a request up. False when the line, or the peer's part of it, is full.
+    pub(crate) fn push(&mut self, upload: Upload, limits: &Limits) -> bool {
+        let waiting = self.waiting.len();
+        let entry = self.per_peer.entry(upload.to).or_default();
+        // A reader's request finds room where a fill does not.
+        let room = if upload.class == Class::Urgent { limits.upload_queue } else { limits.upload_queue * 3 / 4 };
+        if waiting >= room || entry.0 >= limits.upload_queue_per_peer {
+            if *entry == (0, 0) {
+                self.per_peer.remove(&upload.to);
+            }
+            return false;
+        }
+        entry.0 += 1;
+        self.waiting.push(upload);
+        true
+    }
+
+    /// The next to serve, if one may start now. `rarity` counts how many others are known to have a piece.
+    pub(crate) fn next(&mut self, now: Time, limits: &Limits, rarity: impl Fn(usize, u32) -> u16) -> Option<Upload> {
+        if self.waiting.is_empty() || self.active.len() >= limits.uploads_max || !self.may_send(now, limits) {
+            return None;
+        }
+        // One whose receiver is slow leaves most of its share of the link to others, so it holds no place.
+        let slow = Duration::from_secs_f64(2.0 * self.pace.unwrap_or(1.0).min(60.0));
+        let quick = self.active.iter().filter(|upload| now.since(upload.since) <= slow).count();
+        if quick >= limits.uploads {
+            return None;
+        }
+        let rank = |upload: &Upload| {
+            let starved = now.since(upload.since) >= STARVED;
+            let class = if starved { Class::Urgent } else { upload.class };
+            let active = self.per_peer.get(&upload.to).map_or(0, |counts| counts.1);
+            (class, active, rarity(upload.slot, upload.piece), upload.since, upload.id)
+        };
+        let at = (0..self.waiting.len()).min_by_key(|&at| rank(&self.waiting[at]))?;
+        let mut upload = self.waiting.swap_remove(at);
+        if let Some(counts) = self.per_peer.get_mut(&upload.to) {
+            *counts = (counts.0 - 1, counts.1 + 1);
+        }
+        upload.since = now;
+        self.active.push(upload);
+        if limits.upload_rate.is_some() {
+            self.tokens -= PIECE_LEN as f64;
+        }
+        Some(upload)
+    }
+
+    fn may_send(&mut self, now: Time, limits: &Limits) -> bool {
+        let Some(rate) = limits.upload_rate else { return true };
+        let earned = now.since(self.tokens_at).as_secs_f64() * rate as f64;
+        self.tokens_at = now;
+        self.tokens = (self.tokens + earned).min(PIECE_LEN as f64);
+        self.tokens >= 0.0
+    }
+
+    /// An upload ended or was withdrawn.
+    pub(crate) fn ended(&mut self, id: UploadId, now: Time) -> bool {
+        if let Some(at) = self.active.iter().position(|upload| upload.id == id) {
+            let upload = self.active.swap_remove(at);
+            let took = now.since(upload.since).as_secs_f64();
+            // Pulled down quickly, up slowly: the pace is that of receivers that are not slow.
+            let pull = |old: f64| if took < old { 0.3 } else { 0.03 };
+            self.pace = Some(self.pace.map_or(took, |old| old + pull(old) * (took - old)));
+            self.uncount(upload.to, false);
+            return true;
+        }
+        let Some(at) = self.waiting.iter().position(|upload| upload.id == id) else { return false };
+        let upload = self.waiting.swap_remove(at);
+        self.uncount(upload.to, true);
+        true
+    }
+
+    /// Takes out everything of a content that waits.
+    pub(crate) fn drain_slot(&mut self, slot: usize) -> Vec<Upload> {
+        let (gone, kept) = std::mem::take(&mut self.waiting).into_iter().partition(|upload| upload.slot == slot);
+        self.waiting = kept;
+        let gone: Vec<Upload> = gone;
+        gone.iter().for_each(|upload| self.uncount(upload.to, true));
+        gone
+    }
+
+    fn uncount(&mut self, to: PeerId, waiting: bool) {
+        if let Some(counts) = self.per_peer.get_mut(&to) {
+            if waiting {
+                counts.0 -= 1;
+            } else {
+                counts.1 -= 1;
+            }
+            if *counts == (0, 0) {
+                self.per_peer.remove(&to);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(id: u64, to: u64, piece: u32, class: Class) -> Upload {
+        Upload { id: UploadId(id), to: PeerId(to), slot: 0, piece, class, since: Time::ZERO }
+    }
+
+    fn order(uploads: &mut Uploads, limits: &Limits) -> Vec<u64> {
+        std::iter::from_fn(|| uploads.next(Time::ZERO, limits, |_, piece| piece as u16)).map(|u| u.id.0).collect()
+    }
+
+    #[test]
+    fn readers_then_owners_then_rarity_and_all_peers_alike() {
+        let limits = Limits { uploads: 9, uploads_max: 9, ..Limits::default() };
+        let mut uploads = Uploads::new();
+        for (id, to, piece, class) in
+            [(1, 1, 5, Class::Fill), (2, 1, 1, Class::Fill), (3, 2, 3, Class::Fill), (4, 3, 9, Class::Urgent), (5, 4, 9, Class::Owner)]
+        {
+            assert!(uploads.push(upload(id, to, piece, class), &limits));
+        }
+        assert_eq!(order(&mut uploads, &limits), [4, 5, 2, 3, 1]);
+        assert!(uploads.ended(UploadId(4), Time::ZERO) && !uploads.ended(UploadId(4), Time::ZERO));
+    }
+
+    #[test]
+    fn a_flood_is_refused_and_others_are_not() {
+        let limits = Limits::default();
+        let mut uploads = Uploads::new();
+        let taken = (0..1000).filter(|&id| uploads.push(upload(id, 1, 0, Class::Fill), &limits)).count();
+        assert_eq!(taken, limits.upload_queue_per_peer);
+        assert!(uploads.push(upload(2000, 2, 0, Class::Fill), &limits));
+        let more = (3000..4000).filter(|&id| uploads.push(upload(id, id, 0, Class::Fill), &limits)).count();
+        assert_eq!(taken + 1 + more, limits.upload_queue * 3 / 4);
+        assert!(uploads.push(upload(5000, 3, 0, Class::Urgent), &limits), "room is kept for readers");
+    }
+
+    #[test]
+    fn the_pods_share_of_the_link_is_left_alone() {
+        let rate = PIECE_LEN; // one piece a second
+        let limits = Limits { upload_rate: Some(rate), upload_queue: 1000, upload_queue_per_peer: 1000, ..Limits::default() };
+        let mut uploads = Uploads::new();
+        (0..100).for_each(|id| assert!(uploads.push(upload(id, 1, 0, Class::Fill), &limits)));
+        let mut sent = 0;
+        for n in 0..100 {
+            let now = Time::from_micros(n * 100_000);
+            while let Some(upload) = uploads.next(now, &limits, |_, _| 0) {
+                sent += 1;
+                uploads.ended(upload.id, now);
+            }
+        }
+        assert!((9..=12).contains(&sent), "{sent} pieces in ten seconds");
+    }
+}
