@@ -3,18 +3,22 @@
 //! Per model one file `models/HEX` with its base layer, and one record in `models.redb` that says where the model can
 //! be fetched. The record is committed after the file is durable, so a record always has its file; files without a
 //! record are removed at the next start. Nothing here needs the network.
+//!
+//! A write that fails leaves the database unusable until it is opened anew, which the next write does: a disk that was
+//! full needs no restart. Lock order: `writer` (one change at a time, across disk), then a model's `places` or the index
+//! (never across disk).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use towline_artifact::model::MAX_BASE_LEN;
 use towline_artifact::{Model, Sha256};
@@ -64,6 +68,8 @@ pub(crate) struct KnownModel {
     handles: Vec<OnceLock<Arc<ContentHandle>>>,
     /// Set by whoever starts the fill, before the work of it.
     pub(crate) fill_begun: AtomicBool,
+    /// The fill could not start, and is to be started again.
+    pub(crate) fill_failed: AtomicBool,
     pub(crate) fill: Mutex<Option<FillId>>,
     pub(crate) known_since: Instant,
     /// Set once, when every content is sealed and the plain directory is made.
@@ -79,6 +85,7 @@ impl KnownModel {
             trees: chains.iter().map(|_| OnceLock::new()).collect(),
             handles: model.files.iter().map(|_| OnceLock::new()).collect(),
             fill_begun: AtomicBool::new(false),
+            fill_failed: AtomicBool::new(false),
             fill: Mutex::new(None),
             known_since: Instant::now(),
             sealed_tree: OnceLock::new(),
@@ -90,7 +97,7 @@ impl KnownModel {
 
     /// Where the model was seen, the latest last.
     pub(crate) fn places(&self) -> Vec<Place> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.places).clone()
     }
 
     /// The tree up to `layer`, which is below the number of chain ids.
@@ -105,6 +112,11 @@ impl KnownModel {
         }
         let handle = engine.open(&self.model.files[file].table)?;
         Ok(self.handles[file].get_or_init(|| handle))
+    }
+
+    /// The content of a weight file, if it was opened.
+    pub(crate) fn opened(&self, file: usize) -> Option<&Arc<ContentHandle>> {
+        self.handles[file].get()
     }
 
     /// The contents of weight files that are open.
@@ -152,8 +164,12 @@ struct Known {
 #[derive(Debug)]
 pub(crate) struct Catalog {
     dir: PathBuf,
-    db: Database,
+    path: PathBuf,
+    /// `None` after a failed write.
+    writer: Mutex<Option<Database>>,
     known: RwLock<Known>,
+    /// Records that the start could not make models of, by key. Volumes of them may be mounted all the same.
+    unreadable: Mutex<Vec<String>>,
 }
 
 impl Catalog {
@@ -176,35 +192,64 @@ impl Catalog {
             numbers.insert("version", VERSION)?;
         }
         write.commit()?;
-        let catalog = Self { dir, db, known: RwLock::default() };
-        catalog.load()?;
+        let catalog = Self {
+            dir,
+            path,
+            writer: Mutex::default(),
+            known: RwLock::default(),
+            unreadable: Mutex::default(),
+        };
+        catalog.load(&db)?;
+        *catalog.lock_writer() = Some(db);
         Ok(catalog)
     }
 
-    fn load(&self) -> anyhow::Result<()> {
-        let read = self.db.begin_read()?;
-        let mut names = Vec::new();
+    fn load(&self, db: &Database) -> anyhow::Result<()> {
+        let read = db.begin_read()?;
+        let (mut names, mut unreadable) = (HashSet::new(), Vec::new());
         for entry in read.open_table(MODELS)?.iter()? {
             let (key, value) = entry?;
             let key = key.value();
             match self.load_one(key, value.value()) {
                 Ok(model) => self.insert(Arc::new(model)),
-                Err(error) => tracing::error!(
-                    digest = key,
-                    error = format!("{error:#}"),
-                    "model cannot be read; its volumes are refused"
-                ),
+                Err(error) => {
+                    tracing::error!(
+                        digest = key,
+                        error = format!("{error:#}"),
+                        "model cannot be read; its volumes are refused"
+                    );
+                    unreadable.push(key.to_owned());
+                }
             }
-            names.push(key.trim_start_matches("sha256:").to_owned());
+            names.insert(key.trim_start_matches("sha256:").to_owned());
         }
+        *lock(&self.unreadable) = unreadable;
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
-            if !names.iter().any(|name| entry.file_name() == name.as_str()) {
-                std::fs::remove_file(entry.path())
-                    .with_context(|| format!("remove {}", entry.path().display()))?;
+            let is_ours = entry.file_name().to_str().is_some_and(|name| names.contains(name));
+            if !is_ours && let Err(error) = std::fs::remove_file(entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "unknown file beside the models left alone");
             }
         }
         Ok(())
+    }
+
+    /// Removes the records of unreadable models that have no snapshot, whose base layers are not in `chains` (sorted).
+    /// True if others are left: then nobody knows which contents and trees are in use.
+    pub(crate) fn has_unreadable_but(&self, chains: &[String]) -> bool {
+        let mut unreadable = lock(&self.unreadable);
+        unreadable.retain(|key| {
+            let is_used = chains.binary_search(key).is_ok();
+            if !is_used && let Err(error) = self.remove_record(key) {
+                tracing::warn!(
+                    digest = key,
+                    error = format!("{error:#}"),
+                    "record of an unreadable model not removed"
+                );
+            }
+            is_used
+        });
+        !unreadable.is_empty()
     }
 
     fn load_one(&self, digest: &str, record: &[u8]) -> anyhow::Result<KnownModel> {
@@ -250,38 +295,51 @@ impl Catalog {
 
     /// Adds a model, or a place to a known one; durable when it returns. `base` is the whole base layer.
     pub(crate) fn add(&self, base: &[u8], model: Model, place: Place) -> anyhow::Result<Arc<KnownModel>> {
+        let mut writer = self.lock_writer();
         if let Some((known, _)) = self.by_chain(model.base) {
-            self.add_place(&known, place)?;
+            self.write_place(&mut writer, &known, place)?;
             return Ok(known);
         }
         let path = self.base_path(model.base);
-        let unfinished = path.with_extension("tmp");
-        let mut file =
-            File::create(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
-        file.write_all(base)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, &path)?;
-        File::open(&self.dir)?.sync_all()?;
-        let write = self.db.begin_write()?;
-        let record = {
-            let mut numbers = write.open_table(NUMBERS)?;
-            let slot = numbers.get(NEXT_SLOT)?.map_or(1, |value| value.value());
-            ensure!(slot <= MAX_SLOT, "this node has known {MAX_SLOT} models, and their numbers are used up");
-            numbers.insert(NEXT_SLOT, slot + 1)?;
-            let record = Record { slot, places: vec![place] };
-            let json = serde_json::to_vec(&record)?;
-            write.open_table(MODELS)?.insert(model.base.to_string().as_str(), json.as_slice())?;
-            record
-        };
-        write.commit()?;
-        let known = Arc::new(KnownModel::new(model, File::open(&path)?, record));
+        let added = self.write_base(&path, base).and_then(|file| {
+            let slot = self.write(&mut writer, |write| write_new(write, model.base, &place))?;
+            Ok(KnownModel::new(model, file, Record { slot, places: vec![place] }))
+        });
+        // A full disk gets back what it gave. Should the record have been written all the same, the next start finds
+        // it without its file, and no snapshot of it.
+        let known = added.inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        let known = Arc::new(known);
         self.insert(Arc::clone(&known));
         Ok(known)
     }
 
+    fn write_base(&self, path: &Path, base: &[u8]) -> anyhow::Result<File> {
+        let unfinished = path.with_extension("tmp");
+        let write = || {
+            let mut file = File::create(&unfinished)?;
+            file.write_all(base)?;
+            file.sync_all()?;
+            std::fs::rename(&unfinished, path)?;
+            File::open(&self.dir)?.sync_all()?;
+            File::open(path)
+        };
+        write()
+            .inspect_err(|_| drop(std::fs::remove_file(&unfinished)))
+            .with_context(|| format!("write {}", path.display()))
+    }
+
     /// Remembers another image with the same model. Does nothing if it is the latest one already.
     pub(crate) fn add_place(&self, known: &KnownModel, place: Place) -> anyhow::Result<()> {
-        let mut places = known.places.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_place(&mut self.lock_writer(), known, place)
+    }
+
+    fn write_place(
+        &self,
+        writer: &mut Option<Database>,
+        known: &KnownModel,
+        place: Place,
+    ) -> anyhow::Result<()> {
+        let mut places = known.places();
         if places.last() == Some(&place) {
             return Ok(());
         }
@@ -289,24 +347,115 @@ impl Catalog {
         places.push(place);
         let excess = places.len().saturating_sub(MAX_PLACES);
         places.drain(..excess);
-        let record = Record { slot: known.slot.into(), places: places.clone() };
-        let write = self.db.begin_write()?;
-        write
-            .open_table(MODELS)?
-            .insert(known.model.base.to_string().as_str(), serde_json::to_vec(&record)?.as_slice())?;
-        write.commit()?;
+        let record = Record { slot: known.slot.into(), places };
+        // A model that was forgotten meanwhile must not come back.
+        if self.by_slot(known.slot).is_some() {
+            self.write(writer, |write| write_record(write, known.model.base, &record))?;
+        }
+        *lock(&known.places) = record.places;
         Ok(())
     }
 
-    /// Forgets a model.
-    pub(crate) fn remove(&self, known: &KnownModel) -> anyhow::Result<()> {
-        let write = self.db.begin_write()?;
-        write.open_table(MODELS)?.remove(known.model.base.to_string().as_str())?;
-        write.commit()?;
+    /// Forgets a model, in memory; from here on it is as if it had never been pulled. Quick.
+    pub(crate) fn forget(&self, base: Sha256) -> Option<Arc<KnownModel>> {
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let (known, _) = all.by_chain.get(&base).cloned()?;
         known.chains.iter().for_each(|chain| drop(all.by_chain.remove(chain)));
         all.by_slot.remove(&known.slot);
-        drop(all);
-        std::fs::remove_file(self.base_path(known.model.base)).context("remove base layer")
+        Some(known)
+    }
+
+    /// Removes what is on disk of a model that was forgotten, unless it was pulled again.
+    ///
+    /// # Errors
+    /// What the disk says. The next start finds the record, and no snapshot of it.
+    pub(crate) fn remove_forgotten(&self, base: Sha256) -> anyhow::Result<()> {
+        self.remove_record(&base.to_string())
+    }
+
+    fn remove_record(&self, key: &str) -> anyhow::Result<()> {
+        let mut writer = self.lock_writer();
+        let base: Option<Sha256> = key.parse().ok();
+        if base.is_some_and(|base| self.by_chain(base).is_some()) {
+            return Ok(());
+        }
+        let removed = self.write(&mut writer, |write| {
+            write.open_table(MODELS)?.remove(key)?;
+            Ok(())
+        });
+        let Some(base) = base else { return removed };
+        // Also where the record stays, for it may stay for want of space.
+        match std::fs::remove_file(self.base_path(base)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                removed.and(Err(error).context("remove base layer"))
+            }
+            _ => removed,
+        }
+    }
+
+    fn write<T>(
+        &self,
+        writer: &mut Option<Database>,
+        change: impl FnOnce(&WriteTransaction) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let db = match writer.take() {
+            Some(db) => db,
+            None => Database::create(&self.path).with_context(|| format!("open {}", self.path.display()))?,
+        };
+        let write = db.begin_write().map_err(redb::Error::from)?;
+        let answer = change(&write)?;
+        write.commit().map_err(redb::Error::from)?;
+        *writer = Some(db);
+        Ok(answer)
+    }
+
+    fn lock_writer(&self) -> MutexGuard<'_, Option<Database>> {
+        lock(&self.writer)
     }
 }
+
+/// Writes the record of a model that was not known, and returns its slot.
+fn write_new(write: &WriteTransaction, base: Sha256, place: &Place) -> anyhow::Result<u64> {
+    let slot = {
+        let mut numbers = write.open_table(NUMBERS)?;
+        let slot = numbers.get(NEXT_SLOT)?.map_or(1, |value| value.value());
+        ensure!(slot <= MAX_SLOT, "this node has known {MAX_SLOT} models, and their numbers are used up");
+        numbers.insert(NEXT_SLOT, slot + 1)?;
+        slot
+    };
+    write_record(write, base, &Record { slot, places: vec![place.clone()] })?;
+    Ok(slot)
+}
+
+fn write_record(write: &WriteTransaction, base: Sha256, record: &Record) -> anyhow::Result<()> {
+    let json = serde_json::to_vec(record)?;
+    write.open_table(MODELS)?.insert(base.to_string().as_str(), json.as_slice())?;
+    Ok(())
+}
+
+/// Whether an operation failed because the disk, or a quota, is full.
+pub(crate) fn is_full(error: &anyhow::Error) -> bool {
+    use redb::{Error, StorageError, TableError};
+    let is_full = |error: &std::io::Error| {
+        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    };
+    error.chain().any(|cause| {
+        let cause = match cause.downcast_ref::<TableError>() {
+            Some(TableError::Storage(storage)) => storage,
+            _ => cause,
+        };
+        match (cause.downcast_ref::<std::io::Error>(), cause.downcast_ref(), cause.downcast_ref()) {
+            (Some(error), ..) | (_, Some(Error::Io(error)), _) | (.., Some(StorageError::Io(error))) => {
+                is_full(error)
+            }
+            _ => false,
+        }
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

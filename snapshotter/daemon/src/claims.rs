@@ -12,7 +12,7 @@ use towline_artifact::{Model, ModelError, Sha256};
 use towline_registry::{Reference, RegistryError, Repository};
 use towline_snapshots::{Claim, LayerClaim, Models, Refusal, RefusalKind};
 
-use crate::catalog::{KnownModel, Place, is_index};
+use crate::catalog::{KnownModel, Place, is_full, is_index};
 use crate::error::chain;
 use crate::metrics::Declined;
 use crate::node::Node;
@@ -111,15 +111,8 @@ impl Models for Claims {
 
 /// Bytes on disk of the files in a weight layer.
 fn layer_bytes(known: &KnownModel, layer: usize) -> u64 {
-    let contents: Vec<_> = known
-        .model
-        .files
-        .iter()
-        .filter(|file| file.layer == layer)
-        .map(|file| file.table.content())
-        .collect();
-    let handles = known.open_handles().filter(|handle| contents.contains(&handle.content().id()));
-    handles.map(|handle| handle.content().bytes_have()).sum()
+    let files = known.weight_files().filter(|&n| known.model.files[n].layer == layer);
+    files.filter_map(|n| known.opened(n)).map(|handle| handle.content().bytes_have()).sum()
 }
 
 impl Claims {
@@ -151,10 +144,9 @@ impl Claims {
             let text = format!("base layer annotation names another digest than the chain id {digest}");
             return Err(Failure::Refused(Refusal::new(RefusalKind::InvalidArgument, text)));
         }
-        self.0.revive(digest);
         let place = place(labels);
         let node = Arc::clone(&self.0);
-        if let Some((known, _)) = node.catalog.by_chain(digest) {
+        if let Some(known) = node.revive(digest) {
             // Another image with the same model may be a better source. Without a place the old ones have to do.
             if let Ok((place, _)) = place {
                 tokio::task::spawn_blocking(move || {
@@ -164,7 +156,7 @@ impl Claims {
                 })
                 .await
                 .map_err(|error| internal(&error))?
-                .map_err(|error| internal(&*error))?;
+                .map_err(|error| unwritten(&error))?;
             }
             return Ok(());
         }
@@ -172,7 +164,7 @@ impl Claims {
         let bytes = self.fetch_base(&repository, digest).await?;
         let added = tokio::task::spawn_blocking(move || {
             let model = Model::read(&bytes).map_err(|error| broken(&place, &error))?;
-            let known = node.catalog.add(&bytes, model, place).map_err(|error| internal(&*error))?;
+            let known = node.catalog.add(&bytes, model, place).map_err(|error| unwritten(&error))?;
             node.origins.add(&known);
             tracing::info!(
                 model = %known.model.base, repository = known.model.source.repo, commit = known.model.source.commit,
@@ -264,6 +256,12 @@ fn broken(place: &Place, error: &ModelError) -> Failure {
     Failure::Refused(Refusal::new(RefusalKind::DataLoss, text))
 }
 
+/// The catalogue could not write.
+fn unwritten(error: &anyhow::Error) -> Failure {
+    let kind = if is_full(error) { RefusalKind::ResourceExhausted } else { RefusalKind::Internal };
+    Failure::Refused(Refusal::new(kind, format!("{error:#}")))
+}
+
 fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::Refused(Refusal::new(RefusalKind::Internal, chain(error)))
 }
@@ -272,44 +270,7 @@ fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
 mod tests {
     use super::*;
     use crate::catalog::Catalog;
-    use crate::config::Config;
-    use crate::origin::Origins;
-    use towline_artifact::memory::{Package, package};
-    use towline_artifact::{PIECE_LEN, Provenance};
-    use towline_modelfs::{Engine, EngineOptions};
-    use towline_registry::{Client, ClientOptions};
-    use towline_store::{Store, StoreOptions};
-
-    fn two_weights() -> Package {
-        let source = Provenance {
-            hub: "directory".into(),
-            kind: "model".into(),
-            repo: String::new(),
-            commit: "c".into(),
-            created: None,
-            licence: None,
-            url: None,
-        };
-        let (a, b) = (vec![1; PIECE_LEN as usize], vec![2; PIECE_LEN as usize]);
-        package(&[("config.json", b"{}"), ("a.bin", &a), ("b.bin", &b)], source).unwrap()
-    }
-
-    /// Claims over a node that knows `made` and can reach no registry.
-    fn claims(dir: &Path, made: &Package) -> (Claims, Model) {
-        // What main does for the whole process; another test may have been first.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let config = Config { root: dir.to_owned(), ..Config::default() };
-        let origins = Arc::new(Origins::new(Client::new(ClientOptions::default()).unwrap()));
-        let store = Store::open(&dir.join("store"), StoreOptions::default()).unwrap();
-        let engine = Engine::new(store, origins.clone(), EngineOptions::default());
-        let catalog = Catalog::open(dir).unwrap();
-        let (place, _) =
-            place(&[(IMAGE_LABEL.to_owned(), "127.0.0.1:1/m:v1".to_owned())].into()).ok().unwrap();
-        let model = Model::read(&made.artifact.base.bytes).unwrap();
-        catalog.add(&made.artifact.base.bytes, model.clone(), place).unwrap();
-        let runtime = tokio::runtime::Handle::current();
-        (Claims(Node::new(config, engine, origins, catalog, runtime, Default::default())), model)
-    }
+    use crate::testing::{claims, two_weights};
 
     fn claim(parent: Option<Sha256>, diff_id: Sha256) -> LayerClaim {
         LayerClaim {

@@ -12,6 +12,8 @@ mod metrics;
 mod node;
 mod notify;
 mod origin;
+#[cfg(test)]
+mod testing;
 mod volumes;
 
 use std::os::unix::fs::PermissionsExt;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -112,6 +115,7 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
 
 fn run(config: Config) -> anyhow::Result<()> {
     start_logging(&config)?;
+    raise_open_files();
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider is installed already");
     }
@@ -120,6 +124,16 @@ fn run(config: Config) -> anyhow::Result<()> {
     let result = runtime.block_on(serve(config));
     runtime.shutdown_timeout(DRAIN);
     result
+}
+
+/// Allows as many open files as the system lets this process have. Every content that is read or fetched has one, and
+/// a shell's or an old service's 1024 are used up by a single model of many files; then not even calls are accepted.
+fn raise_open_files() {
+    let allowed = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: allowed.maximum, ..allowed };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(limit = allowed.current, %error, "limit of open files not raised");
+    }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
@@ -294,4 +308,18 @@ async fn wait_for_stop(stop: &CancellationToken) -> anyhow::Result<()> {
         () = stop.cancelled() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_open_files_that_the_system_allows_are_used() {
+        let before = getrlimit(Resource::Nofile);
+        let lower = Rlimit { current: Some(512), ..before };
+        setrlimit(Resource::Nofile, lower).unwrap();
+        raise_open_files();
+        assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
+    }
 }
