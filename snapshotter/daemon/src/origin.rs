@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::pin::Pin;
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::TryStreamExt;
 use towline_artifact::{ContentId, PieceTable};
@@ -27,35 +27,38 @@ struct Origin {
 pub(crate) struct Origins {
     client: Client,
     /// The one to ask first comes first; a failure moves it to the end.
-    by_content: RwLock<HashMap<ContentId, Vec<Origin>>>,
+    by_content: Arc<Table>,
 }
+
+type Table = RwLock<HashMap<ContentId, Vec<Origin>>>;
 
 /// The most origins that are remembered for one content.
 const MAX_ORIGINS: usize = 8;
 
 impl Origins {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, by_content: RwLock::default() }
+        Self { client, by_content: Arc::default() }
     }
 
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Adds the latest place of `known` as the first to ask.
+    /// Adds the places of `known`, the latest as the first to ask.
     pub(crate) fn add(&self, known: &KnownModel) {
-        let Some(place) = known.places().pop() else { return };
-        let Ok(repository) = Repository::new(&place.host, &place.repository) else { return };
         let mut by_content = self.by_content.write().unwrap_or_else(PoisonError::into_inner);
-        for n in known.weight_files() {
-            let file = &known.model.files[n];
-            let digest = known.model.layer_digest(file.layer).map(|digest| digest.to_string().parse());
-            let Some(Ok(layer)) = digest else { continue };
-            let origin = Origin { repository: repository.clone(), layer, offset: file.offset };
-            let origins = by_content.entry(file.table.content()).or_default();
-            origins.retain(|old| *old != origin);
-            origins.insert(0, origin);
-            origins.truncate(MAX_ORIGINS);
+        for place in known.places() {
+            let Ok(repository) = Repository::new(&place.host, &place.repository) else { continue };
+            for n in known.weight_files() {
+                let file = &known.model.files[n];
+                let digest = known.model.layer_digest(file.layer).map(|digest| digest.to_string().parse());
+                let Some(Ok(layer)) = digest else { continue };
+                let origin = Origin { repository: repository.clone(), layer, offset: file.offset };
+                let origins = by_content.entry(file.table.content()).or_default();
+                origins.retain(|old| *old != origin);
+                origins.insert(0, origin);
+                origins.truncate(MAX_ORIGINS);
+            }
         }
     }
 
@@ -69,30 +72,59 @@ impl Origins {
         by_content.get(&content)?.first().cloned()
     }
 
-    /// The next fetch asks somebody else, if there is anybody else.
-    fn rotate(&self, content: ContentId) {
-        let mut by_content = self.by_content.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(origins) = by_content.get_mut(&content).filter(|origins| origins.len() > 1) {
-            origins.rotate_left(1);
-        }
-    }
-
     async fn ask(&self, content: ContentId, bytes: Range<u64>) -> Result<PieceStream, FetchError> {
         let origin = self.first(content).ok_or(FetchError::NoSource { content })?;
         let range = origin.offset + bytes.start..origin.offset + bytes.end;
         let failed =
             move |error: RegistryError| FetchError::Source { message: chain(&error), retry_after: None };
-        match self.client.blob_range(&origin.repository, &origin.layer, range.clone()).await {
-            Ok(body) => Ok(Box::pin(body.map_err(failed))),
-            Err(RegistryError::RangeIgnored { .. }) => {
-                let body = self.client.blob(&origin.repository, &origin.layer).await.map_err(failed)?;
-                Ok(part_of_whole(body.map_err(failed), range))
-            }
-            Err(error) => {
-                self.rotate(content);
-                Err(failed(error))
-            }
+        let mut unfinished = Unfinished {
+            table: Arc::clone(&self.by_content),
+            content,
+            origin: origin.clone(),
+            missing: range.end - range.start,
+        };
+        let body: PieceStream =
+            match self.client.blob_range(&origin.repository, &origin.layer, range.clone()).await {
+                Ok(body) => Box::pin(body.map_err(failed)),
+                Err(RegistryError::RangeIgnored { .. }) => {
+                    let body = self.client.blob(&origin.repository, &origin.layer).await.map_err(failed)?;
+                    part_of_whole(body.map_err(failed), range)
+                }
+                Err(error) => return Err(failed(error)),
+            };
+        Ok(Box::pin(body.inspect_ok(move |chunk| unfinished.received(chunk.len() as u64))))
+    }
+}
+
+/// A request that was made. Unless all of it comes, whatever the reason, the next one goes to somebody else.
+struct Unfinished {
+    table: Arc<Table>,
+    content: ContentId,
+    origin: Origin,
+    missing: u64,
+}
+
+impl Unfinished {
+    fn received(&mut self, len: u64) {
+        self.missing = self.missing.saturating_sub(len);
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.missing > 0 {
+            rotate(&self.table, self.content, Some(&self.origin));
         }
+    }
+}
+
+/// The next fetch asks somebody else, if there is anybody else, and if it is still `blamed` that would be asked.
+fn rotate(table: &Table, content: ContentId, blamed: Option<&Origin>) {
+    let mut by_content = table.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(origins) = by_content.get_mut(&content).filter(|origins| origins.len() > 1)
+        && blamed.is_none_or(|blamed| origins.first() == Some(blamed))
+    {
+        origins.rotate_left(1);
     }
 }
 
@@ -125,7 +157,7 @@ impl PieceSource for Origins {
     fn corrupt(&self, content: ContentId) {
         let origin = self.first(content).map(|origin| origin.repository.to_string());
         tracing::error!(%content, origin, "registry sent bytes that do not match their digest");
-        self.rotate(content);
+        rotate(&self.by_content, content, None);
     }
 }
 
@@ -134,6 +166,77 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use futures_util::stream;
+
+    #[tokio::test]
+    async fn all_places_of_a_model_are_asked_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = crate::testing::two_weights();
+        let (claims, model) = crate::testing::claims(dir.path(), &made);
+        let (known, _) = claims.0.catalog.by_chain(model.base).unwrap();
+        claims.0.catalog.add_place(&known, crate::testing::place("v2")).unwrap();
+        drop((claims, known));
+        let catalog = crate::catalog::Catalog::open(dir.path()).unwrap();
+        let origins = Origins::new(Client::new(Default::default()).unwrap());
+        origins.add(&catalog.models()[0]);
+        let content = model.files.iter().find(|file| file.layer > 0).unwrap().table.content();
+        let first = || origins.first(content).unwrap().repository.path().to_owned();
+        assert_eq!(first(), "m-v2", "the latest");
+        rotate(&origins.by_content, content, None);
+        assert_eq!(first(), "m-v1");
+    }
+
+    /// A registry that answers ranges of zeros, of which it sends at most `most` bytes.
+    async fn registry(most: usize) -> String {
+        use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let mut socket = BufReader::new(socket);
+                let (mut line, mut range) = (String::new(), (0, 0));
+                while socket.read_line(&mut line).await.is_ok_and(|len| len > 2) {
+                    if let Some(found) = line.to_lowercase().strip_prefix("range: bytes=") {
+                        let (from, to) = found.trim().split_once('-').unwrap();
+                        range = (from.parse().unwrap(), to.parse::<usize>().unwrap());
+                    }
+                    line.clear();
+                }
+                let (from, len) = (range.0, range.1 + 1 - range.0);
+                let head = format!(
+                    "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/99999999\r\n\
+                     Content-Length: {len}\r\nConnection: close\r\n\r\n",
+                    range.1
+                );
+                let body = vec![0; len.min(most)];
+                let _ = socket.write_all(&[head.as_bytes(), &body].concat()).await;
+            }
+        });
+        host
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_makes_the_next_fetch_ask_another_origin() {
+        let dir = tempfile::tempdir().unwrap();
+        let (claims, model) = crate::testing::claims(dir.path(), &crate::testing::two_weights());
+        let (known, _) = claims.0.catalog.by_chain(model.base).unwrap();
+        for most in [1000, usize::MAX, 1000] {
+            let place = crate::catalog::Place { host: registry(most).await, ..crate::testing::place("v1") };
+            claims.0.catalog.add_place(&known, place).unwrap();
+        }
+        let origins = &claims.0.origins;
+        origins.add(&known);
+        let table = &model.files.iter().find(|file| file.layer > 0).unwrap().table;
+        let fetch = || async {
+            let body = origins.fetch(table, 0..5000).await?;
+            body.try_fold(0, |len, chunk| std::future::ready(Ok(len + chunk.len()))).await
+        };
+        assert!(fetch().await.is_err(), "breaks off");
+        assert_eq!(fetch().await.unwrap(), 5000, "the other one");
+        assert_eq!(fetch().await.unwrap(), 5000, "which is asked from now on");
+        // Nobody waits for the rest of this one, as after a timeout.
+        drop(origins.fetch(table, 0..5000).await.unwrap());
+        assert!(fetch().await.is_err());
+    }
 
     #[tokio::test]
     async fn a_part_is_cut_out_of_a_whole_body() {
