@@ -18,21 +18,27 @@ pub(crate) struct Service {
 #[tonic::async_trait]
 impl api::control_server::Control for Service {
     async fn status(&self, _: Request<api::StatusRequest>) -> Result<Response<api::StatusResponse>, Status> {
-        let node = &self.node;
-        let store = node.engine.store().stats();
-        let passthrough =
-            node.mount.get().map_or("not mounted".to_owned(), |mount| mount.passthrough().to_string());
-        Ok(Response::new(api::StatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            passthrough,
-            models: node.catalog.models().iter().map(|known| model(known)).collect(),
-            store: Some(api::Store {
-                contents: store.contents,
-                contents_sealed: store.sealed_contents,
-                bytes: store.content_bytes,
-            }),
-        }))
+        let (node, started) = (Arc::clone(&self.node), self.started);
+        // The store asks the file system about every content.
+        let status = tokio::task::spawn_blocking(move || status(&node, started)).await;
+        status.map(Response::new).map_err(|_| Status::internal("status could not be collected"))
+    }
+}
+
+fn status(node: &Node, started: Instant) -> api::StatusResponse {
+    let store = node.engine.store().stats();
+    let passthrough =
+        node.mount.get().map_or("not mounted".to_owned(), |mount| mount.passthrough().to_string());
+    api::StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: started.elapsed().as_secs(),
+        passthrough,
+        models: node.catalog.models().iter().map(|known| model(known)).collect(),
+        store: Some(api::Store {
+            contents: store.contents,
+            contents_sealed: store.sealed_contents,
+            bytes: store.content_bytes,
+        }),
     }
 }
 

@@ -26,10 +26,14 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, node: Arc<Node>) ->
 }
 
 async fn metrics_text(State(node): State<Arc<Node>>) -> impl IntoResponse {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &metrics::registry(&node)) {
-        Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, OPENMETRICS)], text),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, OPENMETRICS)], String::new()),
+    // The store asks the file system about every content.
+    let encoded = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &metrics::registry(&node)).map(|()| text)
+    });
+    match encoded.await {
+        Ok(Ok(text)) => (StatusCode::OK, [(header::CONTENT_TYPE, OPENMETRICS)], text),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, OPENMETRICS)], String::new()),
     }
 }
 
