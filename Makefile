@@ -1,8 +1,10 @@
 # The commands a fresh machine needs are `make demo` and `make test`; both install what is missing (see tests/setup.sh).
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
+# Time that `make fuzz` gives each target, in seconds.
+SECONDS_EACH ?= 20
 
-.PHONY: help build demo test unit e2e bench lint deny install
+.PHONY: help build demo test unit e2e bench fuzz lint deny install
 
 help: ## Show what there is
 	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,8 +27,13 @@ bench: ## Measure against plain containerd and print ratios
 	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
 	@target/release/towline-bench
 
+fuzz: ## Every parser of foreign bytes under libFuzzer, SECONDS_EACH=20 each; needs a nightly compiler, installs cargo-fuzz if missing
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@tests/fuzz/run.sh $(SECONDS_EACH)
+
 lint: ## Formatting, clippy, dependencies
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(MAKE) deny
 

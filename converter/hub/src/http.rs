@@ -330,7 +330,7 @@ async fn pause(backoff: &mut Backoff, error: HubError, asked: Option<Duration>) 
 }
 
 /// Where a redirect leads, and whether the token goes along: only while every hop stayed at the endpoint's own origin.
-fn next_hop(
+pub(crate) fn next_hop(
     endpoint: &Url,
     from: &Url,
     location: &str,

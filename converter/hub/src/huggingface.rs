@@ -39,7 +39,7 @@ struct Info {
 }
 
 #[derive(Deserialize)]
-struct Row {
+pub(crate) struct Row {
     r#type: String,
     path: String,
     #[serde(default)]
@@ -239,7 +239,7 @@ fn message(reply: &Reply) -> String {
 }
 
 /// One row of the tree as a file, `None` for a directory.
-fn file(row: Row) -> Result<Option<RemoteFile>, String> {
+pub(crate) fn file(row: Row) -> Result<Option<RemoteFile>, String> {
     match row.r#type.as_str() {
         "directory" => return Ok(None),
         "file" => {}
@@ -263,7 +263,7 @@ fn next_page(reply: &Reply, from: &reqwest::Url) -> Result<Option<reqwest::Url>,
 }
 
 /// The target with `rel="next"` of a `Link` header. Commas and semicolons may stand inside the angle brackets.
-fn link_next(header: &str) -> Option<&str> {
+pub(crate) fn link_next(header: &str) -> Option<&str> {
     let mut rest = header;
     while let Some((target, after)) = rest.split_once('<').and_then(|(_, inside)| inside.split_once('>')) {
         let (parameters, others) = match after.find('<') {
@@ -284,7 +284,7 @@ fn link_next(header: &str) -> Option<&str> {
 }
 
 /// The licence named in a model card: a name, or a list of names.
-fn licence(card: &Value) -> Option<String> {
+pub(crate) fn licence(card: &Value) -> Option<String> {
     let value = card.get("license")?;
     let text = match value {
         Value::String(name) => name.clone(),
@@ -296,7 +296,7 @@ fn licence(card: &Value) -> Option<String> {
 }
 
 /// A date of the hub, `2025-04-28T12:34:56.000Z`, with whole seconds.
-fn seconds(date: &str) -> Option<String> {
+pub(crate) fn seconds(date: &str) -> Option<String> {
     let utc = date.strip_suffix("+00:00").map_or_else(|| date.to_owned(), |local| format!("{local}Z"));
     let time = humantime::parse_rfc3339(&utc).ok()?;
     (time >= SystemTime::UNIX_EPOCH).then(|| humantime::format_rfc3339_seconds(time).to_string())

@@ -14,6 +14,8 @@
 mod directory;
 mod download;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod huggingface;
 mod listing;

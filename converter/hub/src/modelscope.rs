@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::Url;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -56,25 +57,25 @@ struct Envelope {
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Row {
-    path: String,
+pub(crate) struct Row {
+    pub(crate) path: String,
     r#type: String,
-    size: Option<u64>,
-    sha256: Option<String>,
-    mode: Option<Value>,
+    pub(crate) size: Option<u64>,
+    pub(crate) sha256: Option<String>,
+    pub(crate) mode: Option<Value>,
 }
 
 impl Row {
-    fn is_directory(&self) -> bool {
+    pub(crate) fn is_directory(&self) -> bool {
         self.r#type == "tree"
     }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct CommitRow {
+pub(crate) struct CommitRow {
     id: String,
-    committed_date: Option<u64>,
+    pub(crate) committed_date: Option<u64>,
 }
 
 impl Repo {
@@ -250,17 +251,7 @@ impl Repo {
 
     async fn rows(&self, url: Url, admitted: bool) -> Result<Vec<Row>, HubError> {
         let subject = self.id.clone();
-        let judge = |reply: &Reply| {
-            let data = self.data(reply, &subject, admitted)?;
-            let rows = match data {
-                Value::Object(mut fields) => fields.remove("Files").unwrap_or_default(),
-                other => other,
-            };
-            match rows {
-                Value::Null => Ok(Vec::new()),
-                rows => serde_json::from_value(rows).map_err(|error| reply.unexpected(error.to_string())),
-            }
-        };
+        let judge = |reply: &Reply| rows(reply, self.data(reply, &subject, admitted)?);
         self.http.read(&Ask::all(url), judge).await
     }
 
@@ -354,7 +345,7 @@ impl Repo {
 
     /// The `Data` of an answer, or what its code means. `admitted` says that the repository was read before: then a 403 is
     /// a fault of the hub, as its own client has it.
-    fn data(&self, reply: &Reply, subject: &str, admitted: bool) -> Result<Value, HubError> {
+    pub(crate) fn data(&self, reply: &Reply, subject: &str, admitted: bool) -> Result<Value, HubError> {
         let envelope: Option<Envelope> = serde_json::from_slice(&reply.body).ok();
         let body_code = envelope.as_ref().and_then(|envelope| envelope.code.as_ref()).and_then(number);
         let code = match body_code {
@@ -396,14 +387,24 @@ impl Repo {
     }
 }
 
-fn commits(reply: &Reply, data: Value) -> Result<Vec<CommitRow>, HubError> {
-    let rows = match data {
-        Value::Object(mut fields) => fields.remove("Commit").unwrap_or_default(),
+/// The files and directories of a listing.
+pub(crate) fn rows(reply: &Reply, data: Value) -> Result<Vec<Row>, HubError> {
+    list(reply, data, "Files")
+}
+
+pub(crate) fn commits(reply: &Reply, data: Value) -> Result<Vec<CommitRow>, HubError> {
+    list(reply, data, "Commit")
+}
+
+/// A list that is the data itself or its field `name`; absent, it is empty.
+fn list<T: DeserializeOwned>(reply: &Reply, data: Value, name: &str) -> Result<Vec<T>, HubError> {
+    let list = match data {
+        Value::Object(mut fields) => fields.remove(name).unwrap_or_default(),
         other => other,
     };
-    match rows {
+    match list {
         Value::Null => Ok(Vec::new()),
-        rows => serde_json::from_value(rows).map_err(|error| reply.unexpected(error.to_string())),
+        list => serde_json::from_value(list).map_err(|error| reply.unexpected(error.to_string())),
     }
 }
 
@@ -413,12 +414,12 @@ fn number(value: &Value) -> Option<u64> {
 }
 
 /// Whether a git mode, in decimal, says that the owner may run the file.
-fn is_executable(mode: &Value) -> bool {
+pub(crate) fn is_executable(mode: &Value) -> bool {
     number(mode).is_some_and(|mode| mode & 0o170_100 == 0o100_100)
 }
 
 /// Seconds since the epoch in RFC 3339; `None` for dates after the year 9999.
-fn date(seconds: u64) -> Option<String> {
+pub(crate) fn date(seconds: u64) -> Option<String> {
     const YEAR_10000: u64 = 253_402_300_800;
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
     (seconds < YEAR_10000).then(|| humantime::format_rfc3339_seconds(time).to_string())

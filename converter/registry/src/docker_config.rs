@@ -121,7 +121,7 @@ impl fmt::Debug for DockerConfig {
 }
 
 /// The parsed file, keys in one spelling. No `Debug`: it holds secrets.
-struct Config {
+pub(crate) struct Config {
     /// By `host[/path]`.
     auths: BTreeMap<String, Credential>,
     helpers: BTreeMap<String, String>,
@@ -130,13 +130,13 @@ struct Config {
 
 /// Where the answer is.
 #[derive(Debug, PartialEq, Eq)]
-enum Lookup {
+pub(crate) enum Lookup {
     Known(Option<Credential>),
     Helper { name: String, server: String },
 }
 
 impl Config {
-    fn parse(path: &Path, text: &[u8]) -> Result<Self, CredentialError> {
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self, CredentialError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct File {
@@ -169,7 +169,7 @@ impl Config {
         Ok(Self { auths, helpers, store: file.creds_store.filter(|name| !name.is_empty()) })
     }
 
-    fn lookup(&self, host: &str, repository: &str) -> Lookup {
+    pub(crate) fn lookup(&self, host: &str, repository: &str) -> Lookup {
         let host = canonical_host(host);
         let server = if host == DOCKER_HUB { DOCKER_HUB_SERVER.to_owned() } else { host.clone() };
         let keys: Vec<String> = prefixes(repository)
@@ -284,7 +284,7 @@ async fn run_program(
 }
 
 /// `None` when the output is malformed, `Some(None)` when the helper has an empty answer.
-fn parse_helper(output: &[u8]) -> Option<Option<Credential>> {
+pub(crate) fn parse_helper(output: &[u8]) -> Option<Option<Credential>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {

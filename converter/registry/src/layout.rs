@@ -179,7 +179,7 @@ impl Layout {
 }
 
 /// The descriptors in an `index.json`.
-fn entries(index: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn entries(index: &Value) -> impl Iterator<Item = &Value> {
     index["manifests"].as_array().into_iter().flatten()
 }
 

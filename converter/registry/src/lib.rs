@@ -15,6 +15,8 @@ mod destination;
 mod docker_config;
 mod endpoint;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hosts;
 mod layout;
 mod layout_write;

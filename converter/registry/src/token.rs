@@ -200,7 +200,7 @@ impl Tokens {
 }
 
 /// The realm may be on any host, but is asked over TLS unless the registry itself does without.
-fn check_realm(realm: &str, plain_http: bool) -> Result<Url, TokenError> {
+pub(crate) fn check_realm(realm: &str, plain_http: bool) -> Result<Url, TokenError> {
     let refused = || TokenError::RealmRefused { realm: clean(realm) };
     let url = Url::parse(realm).map_err(|_| refused())?;
     let scheme = url.scheme() == "https" || (url.scheme() == "http" && plain_http);
@@ -287,7 +287,7 @@ async fn ask(
     }
 }
 
-fn parse_token(body: &[u8]) -> Option<(Secret, Duration)> {
+pub(crate) fn parse_token(body: &[u8]) -> Option<(Secret, Duration)> {
     #[derive(serde::Deserialize)]
     struct Answer {
         #[serde(default)]

@@ -26,6 +26,8 @@
 mod disk;
 mod error;
 mod filter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod idmap;
 mod index;
 mod kernel;
