@@ -104,11 +104,11 @@ pub(crate) fn is_docker_hub(host: &str) -> bool {
 }
 
 fn is_host(host: &str) -> bool {
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((v6, port)) => {
             let port = port.strip_prefix(':').or((port.is_empty()).then_some("0"));
-            return v6.parse::<std::net::Ipv6Addr>().is_ok()
-                && port.is_some_and(|p| p.parse::<u16>().is_ok());
+            return v6.parse::<std::net::Ipv6Addr>().is_ok() && port.is_some_and(is_port);
         }
         None => match host.split_once(':') {
             Some((name, port)) => (name, Some(port)),
@@ -121,8 +121,14 @@ fn is_host(host: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    host.len() <= MAX_HOST_LEN && name.split('.').all(label) && port.is_none_or(is_port)
+    host.len() <= MAX_HOST_LEN && name.split('.').all(label) && port.is_none_or(is_port) && means_itself(name)
+}
+
+/// Whether an address has this host in these letters. Labels alone do not make it so: in an address `127.1` and `0x7f.1`
+/// are `127.0.0.1`, `1.2.3.4.5` is nothing, and `xn--` begins a name in another script.
+fn means_itself(name: &str) -> bool {
+    reqwest::Url::parse(&format!("https://{name}"))
+        .is_ok_and(|url| url.host_str().is_some_and(|host| host.eq_ignore_ascii_case(name)))
 }
 
 fn is_path(path: &str) -> bool {
@@ -226,6 +232,12 @@ mod tests {
             ("host", "a?x=y"),
             ("[::1", "a"),
             ("[::1]x", "a"),
+            ("[::1]:+80", "a"),
+            ("127.1", "a"),
+            ("0x7f.1", "a"),
+            ("1.2.3.4.5", "a"),
+            ("host.256", "a"),
+            ("xn--a", "a"),
         ] {
             assert!(Repository::new(host, path).is_err(), "{host} {path}");
         }
