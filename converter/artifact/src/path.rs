@@ -12,6 +12,9 @@ pub const MAX_COMPONENT_LEN: usize = 255;
 pub const MAX_DEPTH: usize = 64;
 /// The most files of a model. Hugging Face advises fewer than 100 000 per repository.
 pub const MAX_FILES: usize = 131_072;
+/// The most directories of a model: two for each file is more than any tree of data needs, and bounds what a reader
+/// holds for an index of a few MiB that names millions of them.
+pub const MAX_DIRECTORIES: usize = 2 * MAX_FILES;
 /// The top component that holds the index; no file of a model may use it.
 pub const RESERVED: &str = ".towline";
 
@@ -39,6 +42,12 @@ pub enum PathError {
     FileAndDirectory {
         /// The path.
         path: String,
+    },
+    /// More directories than [`MAX_DIRECTORIES`].
+    #[error("{count} directories are more than the {MAX_DIRECTORIES} a model may have")]
+    TooManyDirectories {
+        /// How many there are.
+        count: usize,
     },
     /// More than [`MAX_FILES`].
     #[error("{count} files are more than the {MAX_FILES} a model may have")]
@@ -93,21 +102,25 @@ pub fn check_files<'a>(paths: impl ExactSizeIterator<Item = &'a str>) -> Result<
     if count > MAX_FILES {
         return Err(PathError::TooMany { count });
     }
-    let mut by_fold: HashMap<String, &str> = HashMap::with_capacity(count);
+    let mut by_fold: HashMap<[u8; 32], &str> = HashMap::with_capacity(count);
     let mut files: HashSet<&str> = HashSet::with_capacity(count);
     for path in paths {
         check_path(path)?;
         files.insert(path);
-        if let Some(first) = by_fold.insert(fold(path), path) {
+        if let Some(first) = by_fold.insert(fold_id(path), path) {
             return Err(PathError::Clash { first: first.to_owned(), second: path.to_owned() });
         }
     }
-    let mut dirs_by_fold: HashMap<String, &str> = HashMap::new();
-    for dir in directories(files.iter().copied()) {
+    let dirs = directories(files.iter().copied());
+    if dirs.len() > MAX_DIRECTORIES {
+        return Err(PathError::TooManyDirectories { count: dirs.len() });
+    }
+    let mut dirs_by_fold: HashMap<[u8; 32], &str> = HashMap::with_capacity(dirs.len());
+    for dir in dirs {
         if files.contains(dir) {
             return Err(PathError::FileAndDirectory { path: dir.to_owned() });
         }
-        let folded = fold(dir);
+        let folded = fold_id(dir);
         let other = by_fold.get(&folded).copied().or_else(|| dirs_by_fold.insert(folded, dir));
         if let Some(first) = other {
             return Err(PathError::Clash { first: first.to_owned(), second: dir.to_owned() });
@@ -119,6 +132,11 @@ pub fn check_files<'a>(paths: impl ExactSizeIterator<Item = &'a str>) -> Result<
 /// NFC of the lower-case form: what case-insensitive and normalising file systems compare, near enough to be safe.
 fn fold(path: &str) -> String {
     path.nfkc().flat_map(char::to_lowercase).nfc().collect()
+}
+
+/// What stands for [`fold`] in a table of all paths: one character may fold to eighteen.
+fn fold_id(path: &str) -> [u8; 32] {
+    *blake3::hash(fold(path).as_bytes()).as_bytes()
 }
 
 /// Every directory that `files` need, in bytewise order, without the root.
@@ -180,6 +198,18 @@ mod tests {
         check(&["a/b", "A/c"], Some("told apart"));
         check(&["a", "A/c"], Some("told apart"));
         check(&["a", "a/b"], Some("both a file and a directory"));
+    }
+
+    #[test]
+    fn few_files_may_not_make_millions_of_directories() {
+        let deep = "/d".repeat(MAX_DEPTH - 2);
+        let paths = |files: usize| (0..files).map(|n| format!("{n}{deep}/file")).collect::<Vec<_>>();
+        let most = MAX_DIRECTORIES / (MAX_DEPTH - 1);
+        let (allowed, beyond) = (paths(most), paths(most + 2));
+        let result = |paths: &[String]| check_files(paths.iter().map(String::as_str));
+        assert_eq!(result(&allowed), Ok(()));
+        let count = (most + 2) * (MAX_DEPTH - 1);
+        assert_eq!(result(&beyond), Err(PathError::TooManyDirectories { count }));
     }
 
     #[test]
