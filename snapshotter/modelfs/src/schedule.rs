@@ -42,6 +42,12 @@ impl Default for Limits {
     }
 }
 
+/// A fill rests once as many of its runs in a row have failed, and twice as long for each as many more. A model may
+/// have 100 000 contents, and if each only rested for itself, a registry that refuses would be asked without a pause.
+const FILL_PATIENCE: u32 = 16;
+/// The longest rest of a fill. Readers do not wait for it.
+const FILL_REST_MAX: Duration = Duration::from_secs(60);
+
 /// Why a run is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -81,11 +87,16 @@ struct Content {
     ahead: Range<u32>,
     failures: u32,
     not_before: Option<Instant>,
+    /// The fill that asked for pieces of it last.
+    filled_by: Option<u64>,
 }
 
 #[derive(Debug)]
 struct Fill {
     id: u64,
+    /// Its failed runs since the last one that went well, and how long it rests for them.
+    failures: u32,
+    not_before: Option<Instant>,
     /// What is still to be looked at, in order.
     parts: VecDeque<(Slot, Range<u32>)>,
 }
@@ -125,7 +136,8 @@ impl Schedule {
     /// Adds a content of which `stored` says, piece by piece, what the store has.
     pub fn add(&mut self, stored: impl Iterator<Item = bool>) -> Slot {
         let pieces = stored.map(|has| if has { Piece::Stored } else { Piece::Missing }).collect();
-        let content = Content { pieces, first_missing: 0, ahead: 0..0, failures: 0, not_before: None };
+        let content =
+            Content { pieces, first_missing: 0, ahead: 0..0, failures: 0, not_before: None, filled_by: None };
         // A model may have 100 000 contents, so the empty places are remembered, not searched for.
         let slot = self.free.pop().unwrap_or_else(|| {
             self.contents.push(None);
@@ -187,7 +199,7 @@ impl Schedule {
             Some((slot, range.start..range.end.min(count)))
         };
         let parts = parts.into_iter().filter_map(within).collect();
-        self.fills.push_back(Fill { id, parts });
+        self.fills.push_back(Fill { id, failures: 0, not_before: None, parts });
         id
     }
 
@@ -252,9 +264,15 @@ impl Schedule {
                 content.first_missing = content.first_missing.min(piece);
             }
         }
+        if run.cause == Cause::Fill
+            && let Some(id) = content.filled_by
+        {
+            self.fill_ended(id, failed, now);
+        }
         if !failed {
             return Duration::ZERO;
         }
+        let Some(content) = self.content_mut(run.slot) else { return Duration::ZERO };
         let doubled = limits.backoff.saturating_mul(1 << content.failures.min(16));
         content.failures += 1;
         let wait =
@@ -263,11 +281,20 @@ impl Schedule {
         wait
     }
 
+    fn fill_ended(&mut self, id: u64, failed: bool, now: Instant) {
+        let Some(fill) = self.fills.iter_mut().find(|fill| fill.id == id) else { return };
+        fill.failures = if failed { fill.failures.saturating_add(1) } else { 0 };
+        let rounds = fill.failures / FILL_PATIENCE;
+        let rest = self.limits.backoff.saturating_mul(1 << rounds.min(16)).min(FILL_REST_MAX);
+        fill.not_before = (rounds > 0).then(|| now + rest);
+    }
+
     /// When something may start that may not now: the end of the earliest rest.
     #[must_use]
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let rests = self.contents.iter().flatten().filter_map(|content| content.not_before);
-        rests.chain(self.store_full_until).filter(|&at| at > now).min()
+        let fills = self.fills.iter().filter_map(|fill| fill.not_before);
+        rests.chain(fills).chain(self.store_full_until).filter(|&at| at > now).min()
     }
 
     /// Runs under way.
@@ -348,7 +375,8 @@ impl Schedule {
         }
         for _ in 0..self.fills.len() {
             let mut fill = self.fills.pop_front().expect("counted");
-            let run = self.next_of_fill(&mut fill, now);
+            let rests = fill.not_before.is_some_and(|at| at > now);
+            let run = if rests { None } else { self.next_of_fill(&mut fill, now) };
             if !fill.parts.is_empty() {
                 self.fills.push_back(fill);
             }
@@ -386,6 +414,7 @@ impl Schedule {
             }
             fill.parts[at].1.start = from;
             if !rests && let Some(pieces) = missing_run(&content.pieces, from..range.end, run_pieces) {
+                content.filled_by = Some(fill.id);
                 return Some(Run { slot, pieces, cause: Cause::Fill });
             }
             at += 1;
@@ -479,6 +508,38 @@ mod tests {
         let asked = Duration::from_secs(60);
         let again = Run { slot: bad, pieces: 1..2, cause: Cause::Demand };
         assert_eq!(s.ended(&again, true, now, Some(asked)), asked);
+    }
+
+    #[test]
+    fn a_fill_of_many_contents_does_not_ask_without_a_pause() {
+        let start = Instant::now();
+        let mut s = Schedule::new(limits(10));
+        let bad: Vec<Slot> = (0..1000).map(|_| s.add([false].into_iter())).collect();
+        s.add_fill(bad.iter().map(|&slot| (slot, 0..1)));
+        let good = s.add([false].into_iter());
+        s.add_fill([(good, 0..1)]);
+        let (mut now, mut asked, mut others) = (start, 0, 0);
+        while now < start + Duration::from_secs(600) {
+            while let Some(run) = s.next(now) {
+                let failed = run.slot != good;
+                (asked, others) = if failed { (asked + 1, others) } else { (asked, others + 1) };
+                if !failed {
+                    s.delivered(run.slot, 0, true);
+                }
+                s.ended(&run, failed, now, None);
+            }
+            now = s.next_deadline(now).unwrap();
+        }
+        assert!((100..300).contains(&asked), "{asked} times in ten minutes");
+        assert_eq!(others, 1, "another model is not held up");
+        s.demand(bad[0], 0);
+        let resting = s.fills[0].not_before.unwrap() - Duration::from_secs(1);
+        assert_eq!(s.next(resting), run(bad[0], 0..1, Cause::Demand), "readers do not wait for it");
+        s.delivered(bad[0], 0, true);
+        let well = s.next(s.fills[0].not_before.unwrap()).unwrap();
+        s.delivered(well.slot, 0, true);
+        s.ended(&well, false, now, None);
+        assert!(s.next(now).is_some(), "no rest once a run went well");
     }
 
     #[test]
