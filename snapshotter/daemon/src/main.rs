@@ -16,7 +16,7 @@ mod origin;
 mod testing;
 mod volumes;
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -198,11 +198,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 /// Opens what is on disk and mounts it.
 fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
     // What the store holds may be confidential. containerd and the kubelet are root, and pods see their volumes through
-    // mounts, not through these paths.
+    // mounts, not through these paths. A directory that is there already is its owner's business.
     for dir in [&config.root, &config.run_dir] {
-        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))
-            .with_context(|| format!("set the mode of {}", dir.display()))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("make {}", dir.display()))?;
     }
     match std::fs::create_dir(config.mount_dir()) {
         // A mount that a killed daemon left there; mounting clears it away.
