@@ -15,7 +15,7 @@ pub const MAX_FILES: usize = 131_072;
 /// The most directories of a model: two for each file is more than any tree of data needs, and bounds what a reader
 /// holds for an index of a few MiB that names millions of them.
 pub const MAX_DIRECTORIES: usize = 2 * MAX_FILES;
-/// The top component that holds the index; no file of a model may use it.
+/// The top component that holds the index; no file of a model may use it, or a name that some file systems take for it.
 pub const RESERVED: &str = ".towline";
 
 /// A path, or a set of paths, that cannot be part of a model.
@@ -86,7 +86,9 @@ pub fn check_path(path: &str) -> Result<(), PathError> {
                 return forbidden("has a component longer than 255 bytes");
             }
             _ if depth >= MAX_DEPTH => return forbidden("has more than 64 components"),
-            RESERVED if depth == 0 => return forbidden("is in .towline, which is reserved for the index"),
+            _ if depth == 0 && fold(component) == fold(RESERVED) => {
+                return forbidden("is in .towline, which is reserved for the index");
+            }
             _ => {}
         }
     }
@@ -182,7 +184,9 @@ mod tests {
         check(&["a\\b"], Some("backslash"));
         check(&["a\0b"], Some("control character"));
         check(&["a\nb"], Some("control character"));
-        check(&[".towline/index.json"], Some("reserved"));
+        for reserved in [".towline", ".towline/index.json", ".TowLine/x", ".\u{ff54}owline"] {
+            check(&[reserved], Some("reserved"));
+        }
         check(&[&"x".repeat(255)], None);
         check(&[&"x".repeat(256)], Some("longer than 255"));
         check(&[&vec!["d"; 64].join("/")], None);

@@ -39,6 +39,7 @@ fuzz_target!(|input: Input| {
         assert!(own || path::check_path(&file.path).is_ok(), "{:?}", file.path);
         if file.layer == 0 {
             let entry = found.iter().find(|found| found.entry.path == file.path).expect("an entry");
+            assert_eq!(entry.data_offset, file.offset);
             let data = data(&bytes, entry);
             assert_eq!(Sha256::of(data), file.sha256);
             assert!(data.is_empty() || file.table.matches(PieceIndex(0), data));

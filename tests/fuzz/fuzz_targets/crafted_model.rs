@@ -229,6 +229,11 @@ fuzz_target!(|input: Input| {
             assert!(
                 found.iter().map(|f| &f.entry).eq(again.iter().chain(own.iter().map(|(entry, _)| entry)))
             );
+            assert!((1..=model.layers.len()).all(|n| model.files.iter().any(|file| file.layer == n)));
+            for file in &model.files {
+                let layer_len = file.layer.checked_sub(1).map_or(model.base_len, |n| model.layers[n].size);
+                assert!(file.layer_range().end <= layer_len);
+            }
             let digests = model.files.iter().filter(|file| !file.path.starts_with(".towline/"));
             assert_eq!(pieces, pieces_bytes(digests.map(|file| file.table.digests())));
         }

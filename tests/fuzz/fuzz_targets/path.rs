@@ -4,23 +4,31 @@
 use libfuzzer_sys::fuzz_target;
 use towline_artifact::path::{check_files, check_path};
 
+/// A path and the directories it is in, itself first.
+fn names(path: &str) -> Vec<&str> {
+    std::iter::once(path).chain(path.match_indices('/').map(|(at, _)| &path[..at])).collect()
+}
+
 fuzz_target!(|text: &str| {
     let paths: Vec<&str> = text.split('\n').take(64).collect();
     for path in &paths {
         if check_path(path).is_ok() {
             assert!(path.split('/').all(|part| !matches!(part, "" | "." | "..") && part.len() <= 255));
-            assert!(!path.contains(['\0', '\\']) && path.split('/').next() != Some(".towline"));
+            let first = path.split('/').next().unwrap_or_default();
+            assert!(!path.contains(['\0', '\\']) && first.to_lowercase() != ".towline");
         }
     }
     if check_files(paths.iter().copied()).is_err() {
         return;
     }
     assert!(paths.iter().all(|path| check_path(path).is_ok()));
-    for (n, one) in paths.iter().enumerate() {
-        for other in &paths[..n] {
-            let below = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
-            assert!(one.to_lowercase() != other.to_lowercase(), "{one:?} {other:?}");
-            assert!(!below(one, other) && !below(other, one), "{one:?} {other:?}");
+    let names: Vec<Vec<&str>> = paths.iter().map(|path| names(path)).collect();
+    for (n, one) in names.iter().enumerate() {
+        for other in &names[..n] {
+            assert!(!one.contains(&other[0]) && !other.contains(&one[0]), "{one:?} {other:?}");
+            for (a, b) in one.iter().flat_map(|a| other.iter().map(move |b| (a, b))) {
+                assert!(a == b || a.to_lowercase() != b.to_lowercase(), "{a:?} {b:?}");
+            }
         }
     }
     // What may be in an image may be in a plain directory, up to what the store's own path leaves of `PATH_MAX`.
