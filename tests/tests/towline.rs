@@ -264,7 +264,8 @@ async fn a_flipped_byte_is_never_seen() -> Result<()> {
         return Ok(());
     }
     let bench = harmed(Snapshotter::Towline {
-        extra: "[fetch]\nread_timeout = '3s'\nfill_delay = '0s'\n".to_owned(),
+        // Longer than a content rests after a failed fetch, so that the healed reads below are in time.
+        extra: "[fetch]\nread_timeout = '8s'\nfill_delay = '0s'\n".to_owned(),
     })
     .await?;
     // One byte in each weight layer: early, in the middle, in the last piece.
