@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -115,32 +115,16 @@ impl Collector for NodeCollector {
             ("stored_bytes", "Bytes of pieces written to the store", store.committed_bytes),
         ];
         for (name, help, value) in counters {
-            let metric = ConstCounter::new(value);
-            let family = encoder.encode_descriptor(
-                name,
-                help,
-                None,
-                prometheus_client::metrics::MetricType::Counter,
-            )?;
-            prometheus_client::encoding::EncodeMetric::encode(&metric, family)?;
+            write(&mut encoder, name, help, &ConstCounter::new(value))?;
         }
-        let declined = Family::<
-            [(&'static str, &'static str); 1],
-            prometheus_client::metrics::counter::Counter,
-        >::default();
+        let declined = Family::<[(&'static str, &'static str); 1], Counter>::default();
         for reason in Declined::ALL {
             declined
                 .get_or_create(&[("reason", reason.name())])
                 .inc_by(load(&node.metrics.declined[reason as usize]));
         }
         let help = "Layers of model images that could not be served lazily";
-        let family = encoder.encode_descriptor(
-            "layers_declined",
-            help,
-            None,
-            prometheus_client::metrics::MetricType::Counter,
-        )?;
-        prometheus_client::encoding::EncodeMetric::encode(&declined, family)?;
+        write(&mut encoder, "layers_declined", help, &declined)?;
         let models = node.catalog.models();
         let complete = models.iter().filter(|known| known.is_sealed()).count();
         let gauges: [(&str, &str, u64); 7] = [
@@ -153,10 +137,7 @@ impl Collector for NodeCollector {
             ("store_quarantined", "Contents that were found damaged and set aside", store.quarantined),
         ];
         for (name, help, value) in gauges {
-            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let family =
-                encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
-            prometheus_client::encoding::EncodeMetric::encode(&metric, family)?;
+            write(&mut encoder, name, help, &ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)))?;
         }
         if let Some(mount) = node.mount.get() {
             let stats = mount.stats();
@@ -169,16 +150,18 @@ impl Collector for NodeCollector {
                 ),
                 ("fuse_cached_opens", "Opens that read through the daemon", stats.cached_opens),
             ] {
-                let metric = ConstCounter::new(value);
-                let family = encoder.encode_descriptor(
-                    name,
-                    help,
-                    None,
-                    prometheus_client::metrics::MetricType::Counter,
-                )?;
-                prometheus_client::encoding::EncodeMetric::encode(&metric, family)?;
+                write(&mut encoder, name, help, &ConstCounter::new(value))?;
             }
         }
         Ok(())
     }
+}
+
+fn write(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &impl EncodeMetric,
+) -> Result<(), std::fmt::Error> {
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
