@@ -11,11 +11,18 @@ use crate::owners::Owners;
 use crate::rng::IdMap;
 use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Time, UploadId};
 
+/// The least part of the window that an origin which throttles leaves.
+const THROTTLE_MIN: f64 = 1.0 / 64.0;
+/// Time in which a window that shrank to nothing is whole again.
+const THROTTLE_SECONDS: f64 = 60.0;
+
 /// A peer that tells what it has.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) peer: PeerId,
     pub(crate) far: bool,
+    /// It failed before and has not served since: its word makes nothing count as seen.
+    pub(crate) doubted: bool,
     pub(crate) have: Bitmap,
     pub(crate) fetching: Arc<[u32]>,
     /// Offered by this node at that time and not answered yet.
@@ -28,6 +35,13 @@ pub(crate) struct Parked {
     pub(crate) upload: UploadId,
     pub(crate) from: PeerId,
     pub(crate) urgent: bool,
+}
+
+impl Link {
+    /// Whether what it has counts as being in this zone.
+    fn is_near(&self) -> bool {
+        !self.far && !self.doubted
+    }
 }
 
 #[derive(Debug)]
@@ -44,11 +58,15 @@ pub(crate) struct Content {
     pub(crate) under_way: BTreeMap<u32, Vec<RequestId>>,
     /// How many links have a piece.
     pub(crate) copies: Vec<u16>,
-    /// Pieces that were ever seen in this zone, here included.
+    /// Of these, how many are in this zone.
+    near: Vec<u16>,
+    /// Pieces that were seen in this zone, here included, and whose holders are not all gone.
     pub(crate) seen: Bitmap,
     /// The most pieces that anybody said to have seen in this zone.
     pub(crate) told: u32,
     pub(crate) owners: Owners,
+    /// Whether the membership was told at all, be it of nobody.
+    pub(crate) introduced: bool,
     pub(crate) links: Vec<Link>,
     pub(crate) link_of: IdMap<PeerId, usize>,
     /// Peers that turned a link down, and until when they are left in peace.
@@ -70,16 +88,26 @@ pub(crate) struct Content {
     pub(crate) fetching_changed: bool,
     pub(crate) last_sent: Time,
     pub(crate) sent_known: u32,
+    pub(crate) sent_queue: usize,
     /// Pieces a second that become known, smoothed over about the window's time.
     rate: f64,
     rate_at: Time,
     rate_known: u32,
+    /// What part of the window is used, since the origin throttles.
+    throttle: f64,
     /// Spreads what nodes do at the same time: in 1.0..1.5, fixed.
     pub(crate) patience: f64,
 }
 
 impl Content {
-    pub(crate) fn new(id: ContentId, have: Bitmap, me: Peer, limits: &Limits, now: Time, patience: f64) -> Self {
+    pub(crate) fn new(
+        id: ContentId,
+        have: Bitmap,
+        me: Peer,
+        limits: &Limits,
+        now: Time,
+        patience: f64,
+    ) -> Self {
         let pieces = have.len();
         Self {
             id,
@@ -88,13 +116,16 @@ impl Content {
             told: 0,
             rate_known: have.count(),
             sent_known: have.count(),
+            sent_queue: 0,
             have,
             fill: false,
             wanted: Bitmap::new(pieces),
             open: Bitmap::new(pieces),
             under_way: BTreeMap::new(),
             copies: vec![0; pieces as usize],
+            near: vec![0; pieces as usize],
             owners: Owners::new(id, pieces, limits.origin_run, me, limits.participants),
+            introduced: false,
             links: Vec::new(),
             link_of: IdMap::default(),
             declined: BTreeMap::new(),
@@ -111,6 +142,7 @@ impl Content {
             last_sent: Time::ZERO,
             rate: 0.0,
             rate_at: now,
+            throttle: 1.0,
             patience,
         }
     }
@@ -118,7 +150,11 @@ impl Content {
     /// Whether there is something to wait for: pieces, answers, news to tell.
     pub(crate) fn is_busy(&self) -> bool {
         let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.links.is_empty());
-        missing || !self.unsent.is_empty() || self.fetching_changed || !self.parked.is_empty() || self.offers() > 0
+        missing
+            || !self.unsent.is_empty()
+            || self.fetching_changed
+            || !self.parked.is_empty()
+            || self.offers() > 0
     }
 
     /// Links offered and not answered.
@@ -185,26 +221,30 @@ impl Content {
     pub(crate) fn lost(&mut self, piece: u32) -> bool {
         let lost = self.have.clear(piece);
         self.unsent.retain(|&other| other != piece);
+        self.unsee(piece);
         self.reopen(piece);
         lost
     }
 
     /// Takes in what a link has. Returns whether something of it is wanted here.
     pub(crate) fn learn(&mut self, link: usize, pieces: &HavePieces) -> bool {
-        let mut news = false;
-        let Self { links, copies, seen, open, .. } = self;
+        let (mut news, mut gone_now) = (false, Vec::new());
+        let Self { links, copies, near, seen, open, .. } = self;
         let link = &mut links[link];
         if let HavePieces::All(all) = pieces {
             let gone: Vec<u32> = link.have.iter().filter(|&piece| !all.has(piece)).collect();
-            for piece in gone {
+            for &piece in &gone {
                 link.have.clear(piece);
                 copies[piece as usize] -= 1;
+                near[piece as usize] -= u16::from(link.is_near());
             }
+            gone_now = gone;
         }
         let mut add = |piece: u32| {
             if link.have.set(piece) {
                 copies[piece as usize] += 1;
-                if !link.far {
+                if link.is_near() {
+                    near[piece as usize] += 1;
                     seen.set(piece);
                 }
                 news |= open.has(piece);
@@ -214,6 +254,7 @@ impl Content {
             HavePieces::More(more) => more.iter().copied().for_each(&mut add),
             HavePieces::All(all) => all.iter().for_each(add),
         }
+        gone_now.into_iter().for_each(|piece| self.unsee(piece));
         news
     }
 
@@ -223,11 +264,50 @@ impl Content {
             && self.links[at].have.clear(piece)
         {
             self.copies[piece as usize] -= 1;
+            self.near[piece as usize] -= u16::from(self.links[at].is_near());
+            self.unsee(piece);
         }
     }
 
-    pub(crate) fn add_link(&mut self, peer: PeerId, far: bool, offered: Option<Time>) -> usize {
-        let link = Link { peer, far, have: Bitmap::new(self.pieces), fetching: Arc::from([]), offered };
+    /// What is held of a link changed: its zone, or whether its word is doubted.
+    pub(crate) fn judge(&mut self, peer: PeerId, far: Option<bool>, doubted: bool) {
+        let Some(&at) = self.link_of.get(&peer) else { return };
+        let link = &mut self.links[at];
+        let before = link.is_near();
+        (link.far, link.doubted) = (far.unwrap_or(link.far), doubted);
+        let after = link.is_near();
+        if before == after {
+            return;
+        }
+        let pieces: Vec<u32> = link.have.iter().collect();
+        for piece in pieces {
+            if after {
+                self.near[piece as usize] += 1;
+                self.seen.set(piece);
+            } else {
+                self.near[piece as usize] -= 1;
+                self.unsee(piece);
+            }
+        }
+    }
+
+    /// A holder of a piece is gone. If no link of this zone has it any more, it must come from a source again.
+    fn unsee(&mut self, piece: u32) {
+        if self.near[piece as usize] == 0 && !self.have.has(piece) && self.seen.clear(piece) {
+            self.due[piece as usize] = 0;
+            self.tries.remove(&piece);
+        }
+    }
+
+    pub(crate) fn add_link(
+        &mut self,
+        peer: PeerId,
+        far: bool,
+        doubted: bool,
+        offered: Option<Time>,
+    ) -> usize {
+        let link =
+            Link { peer, far, doubted, have: Bitmap::new(self.pieces), fetching: Arc::from([]), offered };
         self.link_of.insert(peer, self.links.len());
         self.links.push(link);
         self.links.len() - 1
@@ -241,6 +321,8 @@ impl Content {
         }
         for piece in link.have.iter() {
             self.copies[piece as usize] -= 1;
+            self.near[piece as usize] -= u16::from(link.is_near());
+            self.unsee(piece);
         }
         true
     }
@@ -260,6 +342,7 @@ impl Content {
         let weight = (passed / window.as_secs_f64().max(0.1)).min(1.0);
         self.rate += weight * (rate - self.rate);
         (self.rate_at, self.rate_known) = (now, known);
+        self.throttle = (self.throttle + passed / THROTTLE_SECONDS).min(1.0);
     }
 
     /// One past the last piece that its owner may fetch without being asked.
@@ -271,7 +354,8 @@ impl Content {
         let (least, most) = limits.window_first;
         let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
         let window = (self.rate * limits.window_time.as_secs_f64()).ceil() as u32;
-        self.known().saturating_add(window.max(first).min(limits.window_max)).min(self.pieces)
+        let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
+        self.known().saturating_add((window as u32).max(1)).min(self.pieces)
     }
 
     /// How long a piece has been due at its owner; starts counting at the first call.
@@ -282,6 +366,11 @@ impl Content {
         }
         let since = self.added + Duration::from_millis(u64::from(*due - 1));
         now.since(since.max(not_before))
+    }
+
+    /// The origin had too many requests: the window shrinks to half and grows back over some seconds.
+    pub(crate) fn throttled(&mut self) {
+        self.throttle = (self.throttle / 2.0).max(THROTTLE_MIN);
     }
 
     /// Starts the clock of [`Self::due_for`] anew.

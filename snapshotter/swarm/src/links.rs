@@ -9,6 +9,8 @@ use crate::{Effect, Have, HavePieces, Peer, PeerId, Swarm, Time};
 
 /// How long an offer may go without an answer, and how long one that was turned down is not repeated.
 const OFFER_TIME: Duration = Duration::from_secs(5);
+/// Pauses at the origin up to this only shrink the window of those who hear of it.
+const SHORT_PAUSE: Duration = Duration::from_secs(3);
 /// Peers remembered as having turned down an offer.
 const DECLINED: usize = 256;
 
@@ -16,12 +18,15 @@ impl Swarm {
     pub(crate) fn joined(&mut self, content: ContentId, peers: &[Peer], now: Time, out: &mut Vec<Effect>) {
         let me = self.me;
         self.with(content, |swarm, slot| {
-            let c = swarm.content(slot);
-            for &peer in peers.iter().filter(|peer| peer.id != me.id) {
-                if c.owners.join(peer)
-                    && let Some(&at) = c.link_of.get(&peer.id)
-                {
-                    c.links[at].far = peer.zone != me.zone;
+            let Swarm { contents, peers: standing, .. } = swarm;
+            let c = contents[slot].as_mut().expect("slots in use hold a content");
+            c.introduced = true;
+            for &peer in peers.iter().filter(|peer| peer.id != me.id && !standing.is_banned(peer.id, now)) {
+                if c.owners.join(peer) {
+                    c.judge(peer.id, Some(peer.zone != me.zone), standing.is_doubted(peer.id));
+                    if !standing.is_doubted(peer.id) {
+                        c.owners.set_denied(peer.id, false);
+                    }
                 }
             }
             swarm.seek_links(slot, now, out);
@@ -42,7 +47,14 @@ impl Swarm {
     }
 
     /// Ends a link, telling the peer if `tell`. It is left in peace for a while.
-    pub(crate) fn drop_link(&mut self, slot: usize, peer: PeerId, tell: bool, now: Time, out: &mut Vec<Effect>) {
+    pub(crate) fn drop_link(
+        &mut self,
+        slot: usize,
+        peer: PeerId,
+        tell: bool,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
         let c = self.content(slot);
         if !c.remove_link(peer) {
             return;
@@ -120,16 +132,24 @@ impl Swarm {
         }
         let me = self.me.zone;
         for &peer in &offers {
+            let doubted = self.peers.is_doubted(peer);
             let c = self.content(slot);
             let far = c.owners.zone_of(peer) != Some(me);
-            c.add_link(peer, far, Some(now));
+            c.add_link(peer, far, doubted, Some(now));
             self.peers.entry(peer).links += 1;
         }
         self.send_all(slot, offers, now, out);
     }
 
     /// Takes in what a peer says it has; from a stranger, an offer.
-    pub(crate) fn heard(&mut self, content: ContentId, from: PeerId, have: &Have, now: Time, out: &mut Vec<Effect>) {
+    pub(crate) fn heard(
+        &mut self,
+        content: ContentId,
+        from: PeerId,
+        have: &Have,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
         self.with(content, |swarm, slot| {
             if from == swarm.me.id || swarm.peers.is_banned(from, now) {
                 out.push(Effect::Unlink { content, peer: from });
@@ -139,9 +159,10 @@ impl Swarm {
                 swarm.learn(slot, at, have, now, out);
             } else if matches!(have.pieces, HavePieces::All(_)) && swarm.make_room(slot, have, now, out) {
                 let me = swarm.me.zone;
+                let doubted = swarm.peers.is_doubted(from);
                 let c = swarm.content(slot);
                 let far = c.owners.zone_of(from) != Some(me);
-                let at = c.add_link(from, far, None);
+                let at = c.add_link(from, far, doubted, None);
                 swarm.peers.entry(from).links += 1;
                 swarm.send_all(slot, vec![from], now, out);
                 swarm.learn(slot, at, have, now, out);
@@ -194,23 +215,40 @@ impl Swarm {
             c.told = c.told.max(have.known.min(pieces));
         }
         self.peers.entry(peer).queue = have.queue;
+        let denied = have.denied || self.peers.is_doubted(peer);
+        self.content(slot).owners.set_denied(peer, denied);
         if have.origin_pause > Duration::ZERO
             && !self.origin.is_paused(now)
             && self.peers.take_hint(peer, now, &self.limits)
+        {
+            self.content(slot).throttled();
+        }
+        // A short pause is the business of who was told; a long one is everybody's.
+        if have.origin_pause > SHORT_PAUSE
+            && !self.origin.is_paused(now)
+            && self.peers.take_pause(peer, now, &self.limits)
         {
             self.origin.hinted(have.origin_pause, now, &self.limits, &mut self.rng);
         }
         if news {
             self.pump(now, out);
         }
+        if let Some(&at) = self.content(slot).link_of.get(&peer) {
+            self.move_waiting(slot, at, now, out);
+        }
     }
 
     /// Tells all links what is new, unless they were told a moment ago.
     pub(crate) fn tell(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
         let (gap, list) = (self.limits.have_gap, self.limits.have_list);
+        let queue = self.uploads.waiting() + self.uploads.active();
         let c = self.content(slot);
         let known = c.known();
-        if c.unsent.is_empty() && !c.fetching_changed && known == c.sent_known || now.since(c.last_sent) < gap {
+        // How busy this node is matters to those who wait here, but only what changes their choice.
+        let loaded = queue.abs_diff(c.sent_queue) >= 2.max(c.sent_queue / 2);
+        if c.unsent.is_empty() && !c.fetching_changed && known == c.sent_known && !loaded
+            || now.since(c.last_sent) < gap
+        {
             return;
         }
         if c.unsent.len() > list {
@@ -241,11 +279,13 @@ impl Swarm {
         if to.is_empty() {
             return;
         }
-        let queue = u16::try_from(self.uploads.waiting()).unwrap_or(u16::MAX);
-        let origin_pause = self.origin.shared_pause(now);
+        let uploads = self.uploads.waiting() + self.uploads.active();
+        let queue = u16::try_from(uploads).unwrap_or(u16::MAX);
+        let (origin_pause, denied) = (self.origin.shared_pause(now), self.denied_until.is_some());
         let c = self.content(slot);
+        c.sent_queue = uploads;
         let fetching = Arc::from(&c.fetching[..]);
-        let have = Have { pieces, fetching, queue, known: c.known(), origin_pause };
+        let have = Have { pieces, fetching, queue, known: c.known(), origin_pause, denied };
         out.push(Effect::SendHave { content: c.id, to, have });
     }
 }

@@ -17,12 +17,14 @@ pub struct Have {
     pub pieces: HavePieces,
     /// Pieces the sender is getting from a source (the origin or another zone) now. At most `Limits::fetching_list`.
     pub fetching: Arc<[u32]>,
-    /// Requests that wait for an upload at the sender.
+    /// Uploads of the sender, under way and waiting.
     pub queue: u16,
     /// How many distinct pieces the sender knows to be in its zone; moves the origin window.
     pub known: u32,
     /// How long the origin asked the sender to stay away; zero for not at all.
     pub origin_pause: Duration,
+    /// Whether the origin refuses the sender's credentials: then it owns nothing.
+    pub denied: bool,
 }
 
 /// The pieces of a [`Have`].
@@ -102,7 +104,8 @@ pub enum Event {
         /// The content.
         content: ContentId,
     },
-    /// Nodes take part in a content, or changed zone or weight.
+    /// Nodes take part in a content, or changed zone or weight. Tell it once even if there are none: a node that has
+    /// been told nothing waits a moment for others before it goes to the origin.
     Joined {
         /// The content.
         content: ContentId,
@@ -146,8 +149,8 @@ pub enum Event {
         /// The piece.
         piece: u32,
     },
-    /// Bytes of a request arrive: its deadline moves. Once a second per request is enough; without it, a piece that
-    /// takes longer than the deadline on a slow link is given up.
+    /// Bytes of a request arrive: its deadline moves, and it is not moved to another peer. Told at the first byte and
+    /// then once a second; without it, a piece that takes longer than the deadline on a slow link is given up.
     Progress {
         /// The request.
         request: RequestId,

@@ -22,7 +22,15 @@ pub(crate) struct Origin {
 impl Origin {
     pub(crate) fn new() -> Self {
         let (paused_until, shared_until) = (Time::ZERO, Time::ZERO);
-        Self { under_way: 0, paused_until, shared_until, failures: 0, pace: None, lease: 1.0, lease_at: Time::ZERO }
+        Self {
+            under_way: 0,
+            paused_until,
+            shared_until,
+            failures: 0,
+            pace: None,
+            lease: 1.0,
+            lease_at: Time::ZERO,
+        }
     }
 
     pub(crate) fn is_paused(&self, now: Time) -> bool {
@@ -50,7 +58,8 @@ impl Origin {
     }
 
     pub(crate) fn failed(&mut self, why: OriginFailure, now: Time, limits: &Limits, rng: &mut Rng) {
-        let doubled = limits.origin_pause.saturating_mul(1 << self.failures.min(16)).min(limits.origin_pause_max);
+        let doubled =
+            limits.origin_pause.saturating_mul(1 << self.failures.min(16)).min(limits.origin_pause_max);
         self.failures = self.failures.saturating_add(1);
         // Spread over half of the time again, so that those who failed together do not return together.
         let doubled = doubled.mul_f64(1.0 + rng.unit() / 2.0);

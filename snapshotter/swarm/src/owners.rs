@@ -35,6 +35,8 @@ pub(crate) struct Owners {
     me: Peer,
     zones: BTreeMap<Zone, ZoneOwners>,
     place: IdMap<PeerId, (Zone, usize)>,
+    /// Participants that the origin refuses, and the weight they had.
+    denied: BTreeMap<PeerId, u16>,
     capacity: usize,
 }
 
@@ -49,12 +51,14 @@ pub(crate) fn group_len(pieces: u32, run: u32) -> u32 {
 impl Owners {
     pub(crate) fn new(content: ContentId, pieces: u32, run: u32, me: Peer, capacity: usize) -> Self {
         let group_len = group_len(pieces, run);
-        let seed = content.0.chunks_exact(8).fold(0, |seed, part| {
-            mix(seed ^ u64::from_le_bytes(part.try_into().expect("chunks of eight")))
-        });
+        let seed = content
+            .0
+            .chunks_exact(8)
+            .fold(0, |seed, part| mix(seed ^ u64::from_le_bytes(part.try_into().expect("chunks of eight"))));
         let groups = pieces.div_ceil(group_len);
         let (zones, place) = (BTreeMap::new(), IdMap::default());
-        let mut owners = Self { seed, group_len, groups, me, zones, place, capacity };
+        let mut owners =
+            Self { seed, group_len, groups, me, zones, place, denied: BTreeMap::new(), capacity };
         owners.join(me);
         owners
     }
@@ -93,16 +97,28 @@ impl Owners {
     fn score(&self, peer: &Peer, group: u32) -> f64 {
         let hash = mix(mix(self.seed ^ peer.id.0).wrapping_add(u64::from(group).wrapping_mul(GOLDEN)));
         let unit = ((hash >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
+        if peer.weight == 0 {
+            // After everybody with a weight, in an order of its own: somebody must be next even if nobody has one.
+            return unit.ln();
+        }
         f64::from(peer.weight) / -unit.ln()
     }
 
     /// Adds a participant or notes that it changed. False when there are too many already.
-    pub(crate) fn join(&mut self, peer: Peer) -> bool {
+    pub(crate) fn join(&mut self, mut peer: Peer) -> bool {
+        if let Some(weight) = self.denied.get_mut(&peer.id) {
+            *weight = peer.weight;
+            peer.weight = 0;
+        }
+        self.put(peer)
+    }
+
+    fn put(&mut self, peer: Peer) -> bool {
         if let Some(&(zone, at)) = self.place.get(&peer.id) {
             if self.zones[&zone].peers[at] == peer {
                 return true;
             }
-            self.leave(peer.id);
+            self.take_out(peer.id);
         }
         if self.place.len() >= self.capacity {
             return false;
@@ -125,6 +141,29 @@ impl Owners {
         if id == self.me.id {
             return false;
         }
+        self.denied.remove(&id);
+        self.take_out(id)
+    }
+
+    /// This node's share changed.
+    pub(crate) fn set_my_weight(&mut self, weight: u16) {
+        self.me.weight = weight;
+        self.join(self.me);
+    }
+
+    /// A participant says that the origin refuses it (or no longer): it owns nothing meanwhile.
+    pub(crate) fn set_denied(&mut self, id: PeerId, denied: bool) {
+        let Some(&(zone, at)) = self.place.get(&id) else { return };
+        let peer = self.zones[&zone].peers[at];
+        if denied && !self.denied.contains_key(&id) {
+            self.denied.insert(id, peer.weight);
+            self.put(Peer { weight: 0, ..peer });
+        } else if !denied && let Some(weight) = self.denied.remove(&id) {
+            self.put(Peer { weight, ..peer });
+        }
+    }
+
+    fn take_out(&mut self, id: PeerId) -> bool {
         let Some((zone, at)) = self.place.remove(&id) else { return false };
         let mut owners = self.zones.remove(&zone).expect("a place is in a known zone");
         owners.peers.swap_remove(at);
@@ -256,6 +295,9 @@ mod tests {
                 all.into_iter().map(|(_, id)| id).collect::<Vec<_>>()
             };
             let near = ranked(Some(me.zone));
+            let before = model.values().filter(|peer| peer.zone == me.zone && peer.id != me.id);
+            let before = before.filter(|peer| owners.score(peer, group) > owners.score(&me, group)).count();
+            prop_assert_eq!(owners.my_rank(piece), before);
             for nth in 0..CHOICES {
                 prop_assert_eq!(owners.owner(piece, nth), near.get(nth).copied());
             }

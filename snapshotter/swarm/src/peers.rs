@@ -16,13 +16,20 @@ pub(crate) struct Standing {
     pub(crate) links: usize,
     /// Seconds per piece, smoothed; none before its first.
     pace: Option<f64>,
-    /// Its last word on how many wait at it.
+    /// Its last word on how many uploads it has.
     pub(crate) queue: u16,
     rest_until: Time,
     failures: u32,
     banned_until: Time,
     bans: u32,
     hint_until: Time,
+    throttle_until: Time,
+}
+
+impl Standing {
+    fn doubt_at(&self) -> u32 {
+        if self.pace.is_none() { DOUBT_UNPROVEN } else { DOUBT }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +41,9 @@ pub(crate) struct Peers {
 
 /// What a piece is thought to take before any came: 4 MiB at 170 Mb/s.
 const FIRST_PACE: f64 = 0.2;
+/// Failures in a row after which a link is ended, for peers that have and have not served before.
+const DOUBT: u32 = 4;
+const DOUBT_UNPROVEN: u32 = 2;
 /// How much a new observation counts.
 const SMOOTHING: f64 = 0.2;
 
@@ -64,7 +74,14 @@ impl Peers {
     pub(crate) fn expected(&self, id: PeerId) -> f64 {
         let Some(peer) = self.known.get(&id) else { return self.pace() };
         let pace = peer.pace.unwrap_or_else(|| self.pace());
-        pace * (1.0 + peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 8.0)
+        pace * (1.0 + peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 2.0)
+    }
+
+    /// Seconds until the last request under way to it is answered, as far as one can tell.
+    pub(crate) fn waiting(&self, id: PeerId) -> f64 {
+        let Some(peer) = self.known.get(&id) else { return 0.0 };
+        let pace = peer.pace.unwrap_or_else(|| self.pace());
+        pace * (peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 2.0)
     }
 
     /// A piece came `took` after it was asked for, when `load` requests were under way to the peer, itself included.
@@ -76,15 +93,29 @@ impl Peers {
         peer.failures = 0;
     }
 
-    /// It stalled, refused or broke off: it rests, longer each time in a row.
-    pub(crate) fn failed(&mut self, id: PeerId, now: Time, limits: &Limits) {
+    /// It stalled, refused or broke off: it rests, longer each time in a row. True when its word on what it has is no
+    /// longer to be relied on.
+    pub(crate) fn failed(&mut self, id: PeerId, now: Time, limits: &Limits) -> bool {
         let general = self.pace();
         self.pace = Some((general * 1.05).min(60.0));
         let peer = self.entry(id);
         let rest = Duration::from_millis(500).saturating_mul(1 << peer.failures.min(10)).min(limits.rest_max);
         peer.failures = peer.failures.saturating_add(1);
         peer.rest_until = now + rest;
-        peer.pace = Some((peer.pace.unwrap_or(general) * 1.5).min(60.0));
+        if peer.pace.is_some() {
+            peer.pace = Some((peer.pace.unwrap_or(general) * 1.5).min(60.0));
+        }
+        peer.failures >= peer.doubt_at()
+    }
+
+    /// Whether it failed often enough, and has not served since, that its word is not relied on.
+    pub(crate) fn is_doubted(&self, id: PeerId) -> bool {
+        self.known.get(&id).is_some_and(|peer| peer.failures >= peer.doubt_at())
+    }
+
+    /// Whether it ever answered with a piece.
+    pub(crate) fn is_proven(&self, id: PeerId) -> bool {
+        self.known.get(&id).is_some_and(|peer| peer.pace.is_some())
     }
 
     /// It sent wrong bytes. Returns when the ban ends.
@@ -96,8 +127,18 @@ impl Peers {
         peer.banned_until
     }
 
-    /// Whether its word about the origin counts now; if so, not again for a while.
+    /// Whether its word that the origin throttles counts now; if so, not again for a moment.
     pub(crate) fn take_hint(&mut self, id: PeerId, now: Time, limits: &Limits) -> bool {
+        let peer = self.entry(id);
+        let counts = peer.throttle_until <= now;
+        if counts {
+            peer.throttle_until = now + limits.origin_hint_max;
+        }
+        counts
+    }
+
+    /// Whether its word that the origin wants a long pause counts now; if so, not again for a while.
+    pub(crate) fn take_pause(&mut self, id: PeerId, now: Time, limits: &Limits) -> bool {
         let peer = self.entry(id);
         let counts = peer.hint_until <= now;
         if counts {
@@ -108,7 +149,9 @@ impl Peers {
 
     /// Forgets a peer of whom nothing is worth remembering. A ban is.
     pub(crate) fn forget_idle(&mut self, id: PeerId) {
-        if self.known.get(&id).is_some_and(|peer| peer.outstanding == 0 && peer.links == 0 && peer.bans == 0) {
+        if self.known.get(&id).is_some_and(|peer| {
+            peer.outstanding == 0 && peer.links == 0 && peer.bans == 0 && peer.failures == 0
+        }) {
             self.known.remove(&id);
         }
     }

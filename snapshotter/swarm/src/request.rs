@@ -10,6 +10,10 @@ use crate::{Ask, Effect, PeerId, RequestId, Swarm, Time};
 const SAMPLE: usize = 48;
 /// One choice in this many starts from the front of the file: what loaders read first comes a little earlier.
 const LOADER_BIAS: u32 = 8;
+/// How many times longer the line must be that a waiting request leaves.
+const MOVE_GAIN: f64 = 2.0;
+/// One piece of news in this many moves a request: all links hear the same news.
+const MOVE_CHANCE: u32 = 2;
 /// Duplicates that are started per tick while nothing else is left to ask.
 const HEDGES_PER_TICK: usize = 4;
 /// Readers' pieces that are looked at per choice.
@@ -32,9 +36,16 @@ impl Swarm {
         }
     }
 
+    /// Requests to peers that may be under way: as many pieces as come in `request_time`.
     fn request_limit(&self, for_readers: bool) -> usize {
-        let kept = if for_readers { 0 } else { self.limits.requests_for_demand };
-        self.limits.requests.saturating_sub(kept)
+        let (least, most) = self.limits.requests;
+        let depth = (self.intake * self.limits.request_time.as_secs_f64()).ceil() as usize;
+        depth.clamp(least, most.max(least)) + if for_readers { self.limits.requests_for_demand } else { 0 }
+    }
+
+    fn per_peer_limit(&self, for_readers: bool) -> usize {
+        let depth = self.request_limit(false) / 4;
+        depth.max(self.limits.requests_per_peer) + usize::from(for_readers)
     }
 
     fn pump_content(&mut self, slot: usize, for_readers: bool, now: Time, out: &mut Vec<Effect>) {
@@ -70,7 +81,7 @@ impl Swarm {
 
     fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
         let outstanding = self.peers.get(peer).map_or(0, |standing| standing.outstanding);
-        outstanding < self.limits.requests_per_peer + usize::from(for_readers) && self.peers.is_usable(peer, now)
+        outstanding < self.per_peer_limit(for_readers) && self.peers.is_usable(peer, now)
     }
 
     /// The piece to ask of a link next.
@@ -116,9 +127,37 @@ impl Swarm {
         let load = 1 + self.peers.get(to).map_or(0, |standing| standing.outstanding);
         let (deadline, target) = (now + patience, Target::Peer(to, ask));
         let pieces = piece..piece + 1;
-        let request = self.launch(Flight { slot, pieces, target, urgent, sent: now, deadline, patience, load });
+        let moving = false;
+        let request =
+            self.launch(Flight { slot, pieces, target, urgent, sent: now, deadline, patience, moving, load });
         let content = self.content(slot).id;
         out.push(Effect::Request { request, to, content, piece, ask, urgent, deadline });
+    }
+
+    /// A link has something new and is less busy than a peer at which a request for it still waits: the request moves.
+    ///
+    /// Without this, what everybody asks of the first holder of a piece stays in its line while later holders idle.
+    pub(crate) fn move_waiting(&mut self, slot: usize, at: usize, now: Time, out: &mut Vec<Effect>) {
+        let Some(c) = &self.contents[slot] else { return };
+        let link = &c.links[at];
+        let peer = link.peer;
+        if link.far || self.rng.below(MOVE_CHANCE) != 0 || !self.has_room(peer, false, now) {
+            return;
+        }
+        let here = MOVE_GAIN * self.peers.expected(peer);
+        let waits = |flight: &Flight| match flight.target {
+            Target::Peer(other, Ask::Holder) if other != peer => {
+                let fits = flight.slot == slot && !flight.moving && link.have.has(flight.pieces.start);
+                let alone = c.under_way.get(&flight.pieces.start).is_some_and(|requests| requests.len() == 1);
+                (fits && alone).then(|| self.peers.waiting(other)).filter(|&there| there > here)
+            }
+            _ => None,
+        };
+        let found = self.flights.iter().filter_map(|(&id, flight)| Some((waits(flight)?, id)));
+        let Some((_, request)) = found.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+        let Some(flight) = self.end_flight(request) else { return };
+        out.push(Effect::Cancel { request });
+        self.ask_peer(slot, flight.pieces.start, peer, Ask::Holder, flight.urgent, now, out);
     }
 
     /// Asks a second peer for what takes long: a reader's piece soon, others when nothing else is left to ask.
@@ -129,7 +168,9 @@ impl Swarm {
         let late: Vec<(RequestId, usize, u32, bool)> = self
             .flights
             .iter()
-            .filter(|(_, flight)| now.since(flight.sent) > if flight.urgent { urgent_after } else { fill_after })
+            .filter(|(_, flight)| {
+                now.since(flight.sent) > if flight.urgent { urgent_after } else { fill_after }
+            })
             .map(|(&id, flight)| (id, flight.slot, flight.pieces.start, flight.urgent))
             .collect();
         let mut started = 0;
@@ -152,9 +193,9 @@ impl Swarm {
         let c = self.contents[slot].as_ref()?;
         let requests = c.under_way.get(&piece)?;
         let asked = |peer: PeerId| {
-            requests.iter().any(|request| {
-                matches!(self.flights[request].target, Target::Peer(to, _) if to == peer)
-            })
+            requests
+                .iter()
+                .any(|request| matches!(self.flights[request].target, Target::Peer(to, _) if to == peer))
         };
         let mine = c.owners.owner(piece, 0) == Some(self.me.id);
         let holders = c.links.iter().filter(|link| {

@@ -59,7 +59,9 @@ impl Swarm {
         if !mine {
             let far = c.owners.zone_of(parked.from) != c.owners.zone_of(me);
             let better = if far { c.owners.first_owner(piece) } else { c.owners.owner(piece, 0) };
-            return Err(Refusal::NotOwner { better: better.filter(|&peer| peer != me && peer != parked.from) });
+            return Err(Refusal::NotOwner {
+                better: better.filter(|&peer| peer != me && peer != parked.from),
+            });
         }
         let waiting: usize = c.parked.values().map(Vec::len).sum();
         let from_peer = c.parked.values().flatten().filter(|other| other.from == parked.from).count();
@@ -102,9 +104,8 @@ impl Swarm {
     /// Starts as many uploads as may start.
     pub(crate) fn serve(&mut self, now: Time, out: &mut Vec<Effect>) {
         let Self { uploads, contents, limits, .. } = self;
-        let rarity = |slot: usize, piece: u32| {
-            contents[slot].as_ref().map_or(u16::MAX, |c| c.copies[piece as usize])
-        };
+        let rarity =
+            |slot: usize, piece: u32| contents[slot].as_ref().map_or(u16::MAX, |c| c.copies[piece as usize]);
         while let Some(next) = uploads.next(now, limits, rarity) {
             let Upload { id: upload, to, slot, piece, .. } = next;
             match contents[slot].as_ref() {

@@ -19,7 +19,7 @@ impl Swarm {
         let age = now.since(c.added);
         let others = c.owners.count() - 1;
         if others == 0 {
-            return for_pull || age >= self.limits.settle.0;
+            return for_pull || age >= if c.introduced { self.limits.settle.0 } else { self.limits.settle.1 };
         }
         let linked = c.links.len() - c.offers();
         age >= self.limits.settle.1
@@ -34,7 +34,9 @@ impl Swarm {
         }
         let mut ranks = RANKS;
         if !c.pulls.is_empty() && self.is_settled(slot, true, now) {
-            let near = |piece: u32| c.links.iter().any(|link| link.have.has(piece) && self.peers.is_usable(link.peer, now));
+            let near = |piece: u32| {
+                c.links.iter().any(|link| link.have.has(piece) && self.peers.is_usable(link.peer, now))
+            };
             let pulls = c.pulls.iter().take(PULLS).copied();
             let absent: Vec<u32> = pulls.filter(|&piece| c.open.has(piece) && !near(piece)).collect();
             for piece in absent {
@@ -80,7 +82,15 @@ impl Swarm {
     /// The owner goes at once: to the origin if it owns the piece among all zones, else to that owner in another zone.
     /// Others ask the owner, then the one after it, once a reader waits or the owner had its time. Then they go
     /// themselves, at first those next in line and with each further takeover time twice as many, under the lease.
-    fn bring(&mut self, slot: usize, piece: u32, pulled: bool, ranks: &mut usize, now: Time, out: &mut Vec<Effect>) {
+    fn bring(
+        &mut self,
+        slot: usize,
+        piece: u32,
+        pulled: bool,
+        ranks: &mut usize,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
         let step = self.takeover(slot, pulled);
         let (me, paused_until) = (self.me.id, self.origin.paused_until());
         let c = self.content(slot);
@@ -94,7 +104,7 @@ impl Swarm {
         if !mine && !pulled && turns == 0 {
             return;
         }
-        if !mine && self.ask_owner(slot, piece, pulled, now, out) {
+        if !mine && !fetched && self.ask_owner(slot, piece, pulled, now, out) {
             return;
         }
         if !mine && !self.is_next(slot, piece, turns, ranks) {
@@ -117,7 +127,8 @@ impl Swarm {
             }
             let owner = c.owners.owner(piece, usize::from(tries));
             // It must not be asked for what it asked of this node.
-            let asks_me = |id: PeerId| c.parked.get(&piece).is_some_and(|all| all.iter().any(|one| one.from == id));
+            let asks_me =
+                |id: PeerId| c.parked.get(&piece).is_some_and(|all| all.iter().any(|one| one.from == id));
             let askable = owner.filter(|&id| id != me && !asks_me(id));
             c.tries.insert(piece, tries + 1);
             if owner == Some(me) {
@@ -146,17 +157,28 @@ impl Swarm {
     }
 
     /// Asks another zone for a piece that is owned there. True when it was asked or is to be waited for.
-    fn ask_far(&mut self, slot: usize, piece: u32, urgent: bool, late: bool, now: Time, out: &mut Vec<Effect>) -> bool {
+    fn ask_far(
+        &mut self,
+        slot: usize,
+        piece: u32,
+        urgent: bool,
+        late: bool,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) -> bool {
         let Some(c) = &self.contents[slot] else { return false };
         let Some(owner) = c.owners.first_owner(piece) else { return false };
         let owner_far = c.owners.zone_of(owner) != Some(self.me.zone);
-        let limit = self.limits.requests + self.limits.requests_for_demand;
+        let limit = self.limits.requests.1;
         if self.peer_flights >= limit {
             return true;
         }
         let usable = |peer: PeerId| {
             self.peers.is_usable(peer, now)
-                && self.peers.get(peer).is_none_or(|peer| peer.outstanding < 2 * self.limits.requests_per_peer)
+                && self
+                    .peers
+                    .get(peer)
+                    .is_none_or(|peer| peer.outstanding < 2 * self.limits.requests_per_peer)
         };
         let holder = c.links.iter().find(|link| link.far && link.have.has(piece) && usable(link.peer));
         let ask = match holder.map(|link| link.peer) {
@@ -164,7 +186,8 @@ impl Swarm {
             None if !owner_far => return false,
             None => {
                 let first = c.tries.get(&piece).copied().unwrap_or(0) < 3;
-                (first && self.peers.is_usable(owner, now)).then_some((owner, Ask::Owner { forwarded: false }))
+                (first && self.peers.is_usable(owner, now))
+                    .then_some((owner, Ask::Owner { forwarded: false }))
             }
         };
         let Some((peer, ask)) = ask else { return !late };
@@ -220,6 +243,7 @@ impl Swarm {
             sent: now,
             deadline,
             patience,
+            moving: false,
             load: 1,
         };
         let request = self.launch(flight);

@@ -33,6 +33,8 @@ pub(crate) struct Flight {
     pub(crate) deadline: Time,
     /// The longest silence.
     pub(crate) patience: Duration,
+    /// Whether bytes have come.
+    pub(crate) moving: bool,
     /// Requests under way to that peer, this one included, when it was sent.
     pub(crate) load: usize,
 }
@@ -70,6 +72,12 @@ pub struct Swarm {
     pub(crate) flights: BTreeMap<RequestId, Flight>,
     /// Of `flights`, those to peers.
     pub(crate) peer_flights: usize,
+    /// While the origin is held to refuse this node's credentials.
+    pub(crate) denied_until: Option<Time>,
+    /// Pieces a second that come from peers, smoothed, and how many came since it was worked out.
+    pub(crate) intake: f64,
+    intake_count: u32,
+    intake_at: Time,
     next_request: u64,
     next_tick: Time,
     pub(crate) counts: Counts,
@@ -90,6 +98,10 @@ impl Swarm {
             uploads: Uploads::new(),
             flights: BTreeMap::new(),
             peer_flights: 0,
+            denied_until: None,
+            intake: 0.0,
+            intake_count: 0,
+            intake_at: Time::ZERO,
             next_request: 0,
             next_tick: Time::ZERO,
             counts: Counts::default(),
@@ -130,6 +142,7 @@ impl Swarm {
             Event::Progress { request } => {
                 if let Some(flight) = self.flights.get_mut(&request) {
                     flight.deadline = flight.deadline.max(now + flight.patience);
+                    flight.moving = true;
                 }
             }
             Event::Corrupt { request } => self.corrupt(request, now, out),
@@ -208,7 +221,11 @@ impl Swarm {
             return;
         }
         let patience = 1.0 + self.rng.unit() / 2.0;
-        let content = Content::new(id, have, self.me, &self.limits, now, patience);
+        let mut me = self.me;
+        if self.denied_until.is_some() {
+            me.weight = 0;
+        }
+        let content = Content::new(id, have, me, &self.limits, now, patience);
         if content.have.is_full() {
             out.push(Effect::Complete { content: id });
         }
@@ -312,12 +329,18 @@ impl Swarm {
 
     fn verified(&mut self, request: RequestId, id: ContentId, piece: u32, now: Time, out: &mut Vec<Effect>) {
         let Some(&slot) = self.by_id.get(&id) else { return };
-        let ours = self.flights.get(&request).filter(|flight| flight.slot == slot && flight.pieces.contains(&piece));
+        let ours =
+            self.flights.get(&request).filter(|flight| flight.slot == slot && flight.pieces.contains(&piece));
         let mut at_source = false;
         match ours.map(|flight| (flight.target, now.since(flight.sent), flight.load)) {
             Some((Target::Peer(peer, _), took, load)) => {
+                if self.peers.is_doubted(peer) {
+                    self.content(slot).judge(peer, None, false);
+                    self.content(slot).owners.set_denied(peer, false);
+                }
                 self.peers.served(peer, took, load);
                 self.counts.from_peers += 1;
+                self.intake_count += 1;
             }
             Some((Target::Origin, took, _)) => {
                 self.origin.served(took);
@@ -384,6 +407,7 @@ impl Swarm {
         out.push(Effect::Ban { peer, until });
         for slot in 0..self.contents.len() {
             if self.contents[slot].is_some() {
+                self.content(slot).owners.leave(peer);
                 self.drop_link(slot, peer, true, now, out);
             }
         }
@@ -429,9 +453,11 @@ impl Swarm {
             }
             Failure::Refused(Refusal::NotHere) => {
                 self.content(flight.slot).unlearn(peer, piece);
-                self.peers.failed(peer, now, &self.limits);
+                self.doubt(flight.slot, peer, now, out);
             }
-            Failure::Refused(Refusal::Busy) | Failure::Broken => {
+            Failure::Broken => self.doubt(flight.slot, peer, now, out),
+            // It is there and says so: it rests, and its word stands.
+            Failure::Refused(Refusal::Busy) => {
                 self.peers.failed(peer, now, &self.limits);
             }
         }
@@ -442,7 +468,36 @@ impl Swarm {
         let Some(flight) = self.end_flight(request) else { return };
         if flight.target == Target::Origin {
             self.origin.failed(why, now, &self.limits, &mut self.rng);
+            match why {
+                OriginFailure::Throttled { .. } => self.content(flight.slot).throttled(),
+                OriginFailure::Denied => self.deny(now, out),
+                OriginFailure::Gone | OriginFailure::Broken => {}
+            }
             self.advance(flight.slot, now, out);
+        }
+    }
+
+    /// The origin refuses this node's credentials: it gives up ownership for a while, and says so.
+    fn deny(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.denied_until = Some(now + self.limits.origin_pause_max);
+        for slot in 0..self.contents.len() {
+            if self.contents[slot].is_some() {
+                self.content(slot).owners.set_my_weight(0);
+                self.tell_all(slot, now, out);
+            }
+        }
+    }
+
+    fn end_denial(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if self.denied_until.is_some_and(|until| until <= now) {
+            self.denied_until = None;
+            for slot in 0..self.contents.len() {
+                if self.contents[slot].is_some() {
+                    let weight = self.me.weight;
+                    self.content(slot).owners.set_my_weight(weight);
+                    self.tell_all(slot, now, out);
+                }
+            }
         }
     }
 
@@ -455,6 +510,13 @@ impl Swarm {
     }
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let passed = now.since(self.intake_at).as_secs_f64();
+        if passed > 0.05 {
+            let rate = f64::from(self.intake_count) / passed;
+            self.intake += passed.min(0.5) * (rate - self.intake);
+            (self.intake_at, self.intake_count) = (now, 0);
+        }
+        self.end_denial(now, out);
         self.give_up_stalled(now, out);
         self.hedge(now, out);
         for slot in 0..self.contents.len() {
@@ -478,19 +540,37 @@ impl Swarm {
             let Some(flight) = self.end_flight(request) else { continue };
             out.push(Effect::Cancel { request });
             match flight.target {
-                // An owner may wait itself; that is no fault. Another is asked, or the origin.
-                Target::Peer(_, Ask::Owner { .. }) => {}
-                Target::Peer(peer, Ask::Holder) => self.peers.failed(peer, now, &self.limits),
+                // An owner may wait itself; that is no fault.
+                Target::Peer(peer, Ask::Owner { .. })
+                    if self.is_excused(flight.slot, peer, flight.pieces.start, now) => {}
+                Target::Peer(peer, _) => self.doubt(flight.slot, peer, now, out),
                 Target::Origin => self.origin.failed(OriginFailure::Broken, now, &self.limits, &mut self.rng),
             }
             self.counts.stalled += 1;
         }
     }
 
+    /// A peer failed. After a few times in a row its link ends, and what only it claimed to have is unseen again.
+    fn doubt(&mut self, slot: usize, peer: PeerId, now: Time, out: &mut Vec<Effect>) {
+        if self.peers.failed(peer, now, &self.limits) {
+            self.drop_link(slot, peer, true, now, out);
+            // Nor is it to be relied on as an owner, until it links or is announced again.
+            self.content(slot).owners.set_denied(peer, true);
+        }
+    }
+
+    /// Whether a peer that does not answer as an owner may well be waiting itself, and says so.
+    fn is_excused(&self, slot: usize, peer: PeerId, piece: u32, now: Time) -> bool {
+        let Some(c) = &self.contents[slot] else { return false };
+        let link = c.link_of.get(&peer).map(|&at| &c.links[at]);
+        self.origin.is_paused(now) || link.is_some_and(|link| link.fetching.contains(&piece))
+    }
+
     /// How long a request to a peer may go without a byte. A peer's line is part of it, so it grows with the load.
     pub(crate) fn peer_patience(&self, peer: PeerId, ask: Ask, urgent: bool) -> Duration {
         let expected = Duration::from_secs_f64((8.0 * self.peers.expected(peer)).min(600.0));
         let least = match ask {
+            Ask::Holder if !self.peers.is_proven(peer) => self.limits.request_timeout / 2,
             Ask::Holder => self.limits.request_timeout,
             Ask::Owner { .. } if urgent => self.limits.request_timeout / 2,
             Ask::Owner { .. } => self.limits.takeover.max(self.limits.request_timeout),

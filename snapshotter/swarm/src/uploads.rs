@@ -34,6 +34,8 @@ pub(crate) struct Uploads {
     /// Being sent, since when.
     active: Vec<Upload>,
     per_peer: IdMap<PeerId, (usize, usize)>,
+    /// Uploads ever started.
+    sent: usize,
     /// Seconds per upload, smoothed.
     pace: Option<f64>,
     /// Bytes that may be sent now; below zero after a piece that was sent in advance.
@@ -41,17 +43,36 @@ pub(crate) struct Uploads {
     tokens_at: Time,
 }
 
+/// A piece that so many others have is no longer rare: requests for those are served in the order they came. (With
+/// rarity alone, who has fallen behind asks for what is common and falls further behind.)
+const FRESH: u16 = 2;
+/// Uploads at once at the start; one more with every second upload.
+const FIRST: usize = 2;
+/// Uploads that end within this many seconds leave room for half as many again: their number evens out.
+const BRIEF: f64 = 0.3;
 /// A request that waited this long ranks with a reader's.
 const STARVED: Duration = Duration::from_secs(5);
 
 impl Uploads {
     pub(crate) fn new() -> Self {
         let tokens_at = Time::ZERO;
-        Self { waiting: Vec::new(), active: Vec::new(), per_peer: IdMap::default(), pace: None, tokens: 0.0, tokens_at }
+        Self {
+            waiting: Vec::new(),
+            active: Vec::new(),
+            per_peer: IdMap::default(),
+            pace: None,
+            sent: 0,
+            tokens: 0.0,
+            tokens_at,
+        }
     }
 
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    pub(crate) fn active(&self) -> usize {
+        self.active.len()
     }
 
     pub(crate) fn is_known(&self, id: UploadId) -> bool {
@@ -63,7 +84,8 @@ impl Uploads {
         let waiting = self.waiting.len();
         let entry = self.per_peer.entry(upload.to).or_default();
         // A reader's request finds room where a fill does not.
-        let room = if upload.class == Class::Urgent { limits.upload_queue } else { limits.upload_queue * 3 / 4 };
+        let room =
+            if upload.class == Class::Urgent { limits.upload_queue } else { limits.upload_queue * 3 / 4 };
         if waiting >= room || entry.0 >= limits.upload_queue_per_peer {
             if *entry == (0, 0) {
                 self.per_peer.remove(&upload.to);
@@ -76,21 +98,29 @@ impl Uploads {
     }
 
     /// The next to serve, if one may start now. `rarity` counts how many others are known to have a piece.
-    pub(crate) fn next(&mut self, now: Time, limits: &Limits, rarity: impl Fn(usize, u32) -> u16) -> Option<Upload> {
+    pub(crate) fn next(
+        &mut self,
+        now: Time,
+        limits: &Limits,
+        rarity: impl Fn(usize, u32) -> u16,
+    ) -> Option<Upload> {
         if self.waiting.is_empty() || self.active.len() >= limits.uploads_max || !self.may_send(now, limits) {
             return None;
         }
         // One whose receiver is slow leaves most of its share of the link to others, so it holds no place.
         let slow = Duration::from_secs_f64(2.0 * self.pace.unwrap_or(1.0).min(60.0));
         let quick = self.active.iter().filter(|upload| now.since(upload.since) <= slow).count();
-        if quick >= limits.uploads {
+        // At the very start few pieces at a time go out, so that there soon are others who can pass them on.
+        let brief = self.pace.is_some_and(|pace| pace < BRIEF);
+        let places = limits.uploads + if brief { limits.uploads / 2 } else { 0 };
+        if quick >= places.min(FIRST + self.sent / 2) {
             return None;
         }
         let rank = |upload: &Upload| {
             let starved = now.since(upload.since) >= STARVED;
             let class = if starved { Class::Urgent } else { upload.class };
             let active = self.per_peer.get(&upload.to).map_or(0, |counts| counts.1);
-            (class, active, rarity(upload.slot, upload.piece), upload.since, upload.id)
+            (class, active, rarity(upload.slot, upload.piece).min(FRESH), upload.since, upload.id)
         };
         let at = (0..self.waiting.len()).min_by_key(|&at| rank(&self.waiting[at]))?;
         let mut upload = self.waiting.swap_remove(at);
@@ -99,6 +129,7 @@ impl Uploads {
         }
         upload.since = now;
         self.active.push(upload);
+        self.sent += 1;
         if limits.upload_rate.is_some() {
             self.tokens -= PIECE_LEN as f64;
         }
@@ -132,7 +163,8 @@ impl Uploads {
 
     /// Takes out everything of a content that waits.
     pub(crate) fn drain_slot(&mut self, slot: usize) -> Vec<Upload> {
-        let (gone, kept) = std::mem::take(&mut self.waiting).into_iter().partition(|upload| upload.slot == slot);
+        let (gone, kept) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|upload| upload.slot == slot);
         self.waiting = kept;
         let gone: Vec<Upload> = gone;
         gone.iter().for_each(|upload| self.uncount(upload.to, true));
@@ -162,16 +194,22 @@ mod tests {
     }
 
     fn order(uploads: &mut Uploads, limits: &Limits) -> Vec<u64> {
-        std::iter::from_fn(|| uploads.next(Time::ZERO, limits, |_, piece| piece as u16)).map(|u| u.id.0).collect()
+        std::iter::from_fn(|| uploads.next(Time::ZERO, limits, |_, piece| piece as u16))
+            .map(|u| u.id.0)
+            .collect()
     }
 
     #[test]
     fn readers_then_owners_then_rarity_and_all_peers_alike() {
         let limits = Limits { uploads: 9, uploads_max: 9, ..Limits::default() };
-        let mut uploads = Uploads::new();
-        for (id, to, piece, class) in
-            [(1, 1, 5, Class::Fill), (2, 1, 1, Class::Fill), (3, 2, 3, Class::Fill), (4, 3, 9, Class::Urgent), (5, 4, 9, Class::Owner)]
-        {
+        let mut uploads = Uploads { sent: 100, ..Uploads::new() };
+        for (id, to, piece, class) in [
+            (1, 1, 5, Class::Fill),
+            (2, 1, 1, Class::Fill),
+            (3, 2, 3, Class::Fill),
+            (4, 3, 9, Class::Urgent),
+            (5, 4, 9, Class::Owner),
+        ] {
             assert!(uploads.push(upload(id, to, piece, class), &limits));
         }
         assert_eq!(order(&mut uploads, &limits), [4, 5, 2, 3, 1]);
@@ -193,7 +231,12 @@ mod tests {
     #[test]
     fn the_pods_share_of_the_link_is_left_alone() {
         let rate = PIECE_LEN; // one piece a second
-        let limits = Limits { upload_rate: Some(rate), upload_queue: 1000, upload_queue_per_peer: 1000, ..Limits::default() };
+        let limits = Limits {
+            upload_rate: Some(rate),
+            upload_queue: 1000,
+            upload_queue_per_peer: 1000,
+            ..Limits::default()
+        };
         let mut uploads = Uploads::new();
         (0..100).for_each(|id| assert!(uploads.push(upload(id, 1, 0, Class::Fill), &limits)));
         let mut sent = 0;

@@ -1,7 +1,7 @@
 //! Links as pipes of fluid: what TCP flows that share them come to.
 //!
 //! A flow crosses a few resources (its sender's uplink, its receiver's downlink, perhaps a link between zones). At each
-//! it may have the greater of an equal share and what the others leave; it runs at the least of these. Shares are
+//! it may have the greater of a fair share and what the others leave; it runs at the least of these. Shares are
 //! worked out anew for the flows of the resources that a flow joins or leaves, not for all of the network: the result
 //! never exceeds a capacity at rest and is close to max-min fair.
 
@@ -71,7 +71,14 @@ impl Fluid {
     pub(crate) fn start(&mut self, resources: Vec<ResourceId>, bytes: f64, now: Time) -> FlowId {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
-        let flow = Flow { resources: resources.clone(), remaining: bytes, rate: 0.0, since: now, announced: None, stamp };
+        let flow = Flow {
+            resources: resources.clone(),
+            remaining: bytes,
+            rate: 0.0,
+            since: now,
+            announced: None,
+            stamp,
+        };
         let id = self.free.pop().unwrap_or_else(|| {
             self.flows.push(None);
             self.flows.len() - 1
@@ -80,10 +87,13 @@ impl Fluid {
         for &resource in &resources {
             self.resources[resource].flows.push(id);
         }
-        let offer = resources.iter().map(|&resource| self.offer(resource, 0.0, true)).fold(f64::INFINITY, f64::min);
+        let offer = resources
+            .iter()
+            .map(|&resource| self.offer(resource, id, 0.0, true))
+            .fold(f64::INFINITY, f64::min);
         self.set_rate(id, offer, now);
         for &resource in &resources {
-            self.share(resource, now);
+            self.squeeze(resource, now);
         }
         id
     }
@@ -129,21 +139,62 @@ impl Fluid {
         false
     }
 
-    fn offer(&self, resource: ResourceId, rate: f64, equal: bool) -> f64 {
+    /// What a resource has for a flow that has `rate` of it: what is left, or a fair share if that is more.
+    fn offer(&self, resource: ResourceId, id: FlowId, rate: f64, fair: bool) -> f64 {
         let resource = &self.resources[resource];
         let rest = (resource.capacity - (resource.used - rate)).max(0.0);
-        if equal { rest.max(resource.capacity / resource.flows.len().max(1) as f64) } else { rest }
+        if fair { rest.max(self.level(resource, Some(id))) } else { rest }
+    }
+
+    /// The rate at which flows are cut off so that they fill a resource: those below it keep what they have. `hungry`
+    /// is taken to want any rate.
+    fn level(&self, resource: &Resource, hungry: Option<FlowId>) -> f64 {
+        let mut level = resource.capacity / resource.flows.len().max(1) as f64;
+        // Each round sees more flows below the level; three come close.
+        for _ in 0..3 {
+            let (mut below, mut above) = (0.0, 0u32);
+            for &id in &resource.flows {
+                let rate = self.flows[id].as_ref().map_or(0.0, |flow| flow.rate);
+                if rate < level && Some(id) != hungry {
+                    below += rate;
+                } else {
+                    above += 1;
+                }
+            }
+            if above == 0 {
+                break;
+            }
+            level = (resource.capacity - below) / f64::from(above);
+        }
+        level
     }
 
     fn share(&mut self, resource: ResourceId, now: Time) {
         for at in 0..self.resources[resource].flows.len() {
             let id = self.resources[resource].flows[at];
             let Some(flow) = self.flows[id].as_ref() else { continue };
-            let offers = flow.resources.iter().map(|&other| self.offer(other, flow.rate, other == resource));
+            let offers =
+                flow.resources.iter().map(|&other| self.offer(other, id, flow.rate, other == resource));
             let rate = offers.fold(f64::INFINITY, f64::min);
             if (rate - flow.rate).abs() > 0.005 * flow.rate {
                 self.settle(id, now);
                 self.set_rate(id, rate, now);
+            }
+        }
+        self.squeeze(resource, now);
+    }
+
+    /// Takes from flows that have more than a fair share until a resource carries no more than it can.
+    fn squeeze(&mut self, resource: ResourceId, now: Time) {
+        if self.resources[resource].used <= self.resources[resource].capacity {
+            return;
+        }
+        let level = self.level(&self.resources[resource], None);
+        for at in 0..self.resources[resource].flows.len() {
+            let id = self.resources[resource].flows[at];
+            if self.flows[id].as_ref().is_some_and(|flow| flow.rate > level) {
+                self.settle(id, now);
+                self.set_rate(id, level, now);
             }
         }
     }
@@ -188,9 +239,38 @@ mod tests {
     use std::time::Duration;
 
     #[test]
+    fn nothing_carries_more_than_it_can() {
+        let mut fluid = Fluid::default();
+        let resources: Vec<ResourceId> = (0..20).map(|n| fluid.add_resource(50.0 + f64::from(n))).collect();
+        let (mut rng, mut flows, mut now) = (crate::rng::Rng::new(3), Vec::new(), Time::ZERO);
+        for _ in 0..5000 {
+            now = now + Duration::from_millis(50);
+            if flows.len() < 60 && rng.below(2) == 0 {
+                let (a, b) = (rng.below(10) as usize, 10 + rng.below(10) as usize);
+                flows.push(fluid.start(vec![resources[a], resources[b]], 1e9, now));
+            } else if !flows.is_empty() {
+                let id = flows.swap_remove(rng.below(flows.len() as u32) as usize);
+                fluid.end(id, now);
+            }
+            for resource in &fluid.resources {
+                assert!(
+                    resource.used <= resource.capacity * 1.0001,
+                    "{} of {}",
+                    resource.used,
+                    resource.capacity
+                );
+                let sum: f64 =
+                    resource.flows.iter().filter_map(|&id| Some(fluid.flows[id].as_ref()?.rate)).sum();
+                assert!((sum - resource.used).abs() < 0.001);
+            }
+        }
+    }
+
+    #[test]
     fn shares_are_fair_and_what_is_left_is_used() {
         let mut fluid = Fluid::default();
-        let (up, slow, fast) = (fluid.add_resource(100.0), fluid.add_resource(10.0), fluid.add_resource(1000.0));
+        let (up, slow, fast) =
+            (fluid.add_resource(100.0), fluid.add_resource(10.0), fluid.add_resource(1000.0));
         let a = fluid.start(vec![up, slow], 1e6, Time::ZERO);
         let b = fluid.start(vec![up, fast], 1e6, Time::ZERO);
         let rate = |fluid: &Fluid, id: FlowId| fluid.flows[id].as_ref().map(|flow| flow.rate.round());
@@ -201,6 +281,6 @@ mod tests {
         fluid.end(b, later);
         assert_eq!(rate(&fluid, c), Some(90.0));
         fluid.end(a, later);
-        assert_eq!((fluid.carried(slow).round(), fluid.carried(up).round()), (100.0, 550.0));
+        assert_eq!((fluid.carried(slow).round(), fluid.carried(up).round()), (100.0, 1000.0));
     }
 }

@@ -54,7 +54,10 @@ impl fmt::Display for Report {
         let Self { name, complete, sound, origin, across, spread, twice, .. } = self;
         let bound = self.bound.as_secs_f64();
         let [half, most, last] = [0.5, 0.95, 1.0].map(|share| self.ratio(share));
-        write!(f, "| {name} | {complete}/{sound} | {bound:.1} | {half:.2} | {most:.2} | {last:.2} | {origin:.3} ")?;
+        write!(
+            f,
+            "| {name} | {complete}/{sound} | {bound:.1} | {half:.2} | {most:.2} | {last:.2} | {origin:.3} "
+        )?;
         write!(f, "| {across:.2} | {spread:.2} | {twice:.3} |")
     }
 }

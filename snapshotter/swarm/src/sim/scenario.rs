@@ -163,8 +163,10 @@ impl Scenario {
     /// fault. For nodes that start apart, per node and without the third term: who comes late finds holders.
     #[must_use]
     pub fn bound(&self) -> Duration {
-        let sound: Vec<Link> =
-            (0..self.nodes).filter(|&node| self.fault_of(node).is_none()).map(|node| self.link_of(node)).collect();
+        let sound: Vec<Link> = (0..self.nodes)
+            .filter(|&node| self.fault_of(node).is_none())
+            .map(|node| self.link_of(node))
+            .collect();
         let size = self.bytes();
         let slowest = sound.iter().map(|link| link.down).fold(self.verify, f64::min);
         let mut seconds = (size / self.origin).max(size / slowest);

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use towline_artifact::{ContentId, PIECE_LEN};
 
-use super::fluid::{Fluid, FlowId, ResourceId};
+use super::fluid::{FlowId, Fluid, ResourceId};
 use super::{Fault, OriginDay, Report, Scenario};
 use crate::rng::{IdMap, Rng, mix};
 use crate::{
-    Ask, Bitmap, Effect, Event, Failure, Have, HavePieces, OriginFailure, Peer, PeerId, Refusal, RequestId, Swarm, Time,
-    UploadId, Zone,
+    Ask, Bitmap, Effect, Event, Failure, Have, HavePieces, OriginFailure, Peer, PeerId, Refusal, RequestId,
+    Swarm, Time, UploadId, Zone,
 };
 
 const CONTENT: ContentId = ContentId([0x70; 32]);
@@ -134,7 +134,7 @@ impl<'a> World<'a> {
         let nodes: Vec<Node> = (0..scenario.nodes)
             .map(|n| {
                 let link = scenario.link_of(n);
-                let weight = (16.0 * link.up / fastest).round().max(1.0) as u16;
+                let weight = (16.0 * link.up / fastest).round() as u16;
                 let zone = Zone(n as u32 % scenario.zones);
                 let peer = Peer { id: PeerId(mix(seed ^ mix(n as u64 + 1))), zone, weight };
                 Node {
@@ -427,6 +427,8 @@ impl<'a> World<'a> {
         let flow = self.fluid.start(resources, PIECE_LEN as f64, self.now);
         self.flows.insert(flow, Carrying { from: Some(n), to: asker, request, piece });
         self.by_ask.insert((asker, request), flow);
+        let wait = self.latency(n, asker);
+        self.after(wait, Happens::Deliver(asker, Event::Progress { request }));
     }
 
     fn origin_asked(&mut self, n: usize, request: RequestId) {
@@ -460,7 +462,11 @@ impl<'a> World<'a> {
     }
 
     fn flow_ended(&mut self, flow: FlowId) {
-        let Some(Carrying { from, to, request, piece }) = self.flows.get(&flow).map(|flow| Carrying { ..*flow }) else { return };
+        let Some(Carrying { from, to, request, piece }) =
+            self.flows.get(&flow).map(|flow| Carrying { ..*flow })
+        else {
+            return;
+        };
         let check = Duration::from_secs_f64(PIECE_LEN as f64 / self.scenario.verify);
         let done = self.nodes[to].verify_free.max(self.now) + check;
         self.nodes[to].verify_free = done;
@@ -518,7 +524,11 @@ impl<'a> World<'a> {
             let mut broken: Vec<FlowId> = self.fluid.flows_at(up).to_vec();
             broken.extend(self.fluid.flows_at(down));
             for flow in broken {
-                let Some(Carrying { from, to, request, .. }) = self.flows.get(&flow).map(|flow| Carrying { ..*flow }) else { continue };
+                let Some(Carrying { from, to, request, .. }) =
+                    self.flows.get(&flow).map(|flow| Carrying { ..*flow })
+                else {
+                    continue;
+                };
                 self.end_flow(flow);
                 self.by_ask.remove(&(to, request));
                 match from {
