@@ -7,7 +7,7 @@
 //!
 //! Per content the parts are: `owners` (who brings a piece into a zone), `source` (when this node does), `request`
 //! (what to ask of which peer), `links` (who tells whom), `serve` and `uploads` (who is served next); per node,
-//! `peers` (standing) and `origin` (pauses). Every queue has a bound in [`Limits`]. Nothing survives a restart but
+//! `peers` (standing), `origin` (pauses) and `trouble` (what follows failures). Every queue has a bound in [`Limits`]. Nothing survives a restart but
 //! what the caller passes to [`Event::Add`].
 
 mod bitmap;
@@ -24,6 +24,7 @@ mod serve;
 pub mod sim;
 mod source;
 mod swarm;
+mod trouble;
 mod types;
 mod uploads;
 

@@ -16,8 +16,8 @@ pub struct Limits {
     /// Of the links sought, how many lead to other zones. They carry what zone owners fetch and heal split graphs.
     pub far_links: usize,
     /// Pieces asked of peers at once, at least and at most; between the two, what comes in `request_time`. Less leaves
-    /// the link idle while news travels, more binds pieces to peers too early. 64 of 4 MiB in 0.45 s are
-    /// 5 Gb/s; faster links need a shorter time, not more.
+    /// the link idle while news travels, more binds pieces to peers too early. 64 of 4 MiB in half a second are
+    /// 4 Gb/s; faster links need a shorter time, not more.
     pub requests: (usize, usize),
     /// See `requests`.
     pub request_time: Duration,
@@ -93,7 +93,7 @@ impl Default for Limits {
             links: 40,
             far_links: 3,
             requests: (5, 64),
-            request_time: Duration::from_millis(450),
+            request_time: Duration::from_millis(500),
             requests_for_demand: 4,
             requests_per_peer: 2,
             copies: 2,
@@ -103,7 +103,7 @@ impl Default for Limits {
             window_time: Duration::from_secs(1),
             window_max: 2048,
             uploads: 4,
-            uploads_max: 12,
+            uploads_max: 24,
             upload_queue: 128,
             upload_queue_per_peer: 16,
             upload_rate: None,

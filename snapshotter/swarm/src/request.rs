@@ -197,10 +197,9 @@ impl Swarm {
                 .iter()
                 .any(|request| matches!(self.flights[request].target, Target::Peer(to, _) if to == peer))
         };
-        let mine = c.owners.owner(piece, 0) == Some(self.me.id);
         let holders = c.links.iter().filter(|link| {
             link.have.has(piece)
-                && (!link.far || urgent || mine)
+                && (!link.far || urgent)
                 && !asked(link.peer)
                 && self.has_room(link.peer, urgent, now)
         });

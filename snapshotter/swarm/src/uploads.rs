@@ -48,7 +48,7 @@ pub(crate) struct Uploads {
 const FRESH: u16 = 2;
 /// Uploads at once at the start; one more with every second upload.
 const FIRST: usize = 2;
-/// Uploads that end within this many seconds leave room for half as many again: their number evens out.
+/// Uploads that end within this many seconds leave room for as many again: their number evens out.
 const BRIEF: f64 = 0.3;
 /// A request that waited this long ranks with a reader's.
 const STARVED: Duration = Duration::from_secs(5);
@@ -112,7 +112,7 @@ impl Uploads {
         let quick = self.active.iter().filter(|upload| now.since(upload.since) <= slow).count();
         // At the very start few pieces at a time go out, so that there soon are others who can pass them on.
         let brief = self.pace.is_some_and(|pace| pace < BRIEF);
-        let places = limits.uploads + if brief { limits.uploads / 2 } else { 0 };
+        let places = limits.uploads + if brief { limits.uploads } else { 0 };
         if quick >= places.min(FIRST + self.sent / 2) {
             return None;
         }

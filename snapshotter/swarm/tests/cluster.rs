@@ -67,7 +67,7 @@ fn dead_and_silent_nodes_cost_little() {
 #[test]
 fn liars_are_banned_and_nobody_else() {
     let scenario = Scenario { faults: (3, Some(Fault::Lying)), ..small(16, 1000.0) };
-    for report in check(&scenario, 1.65, 2.0) {
+    for report in check(&scenario, 1.35, 2.0) {
         assert_eq!(report.faulty_banned, 3, "{report}");
     }
 }

@@ -190,11 +190,39 @@ impl Fluid {
             return;
         }
         let level = self.level(&self.resources[resource], None);
+        let mut freed: Vec<ResourceId> = Vec::new();
         for at in 0..self.resources[resource].flows.len() {
             let id = self.resources[resource].flows[at];
             if self.flows[id].as_ref().is_some_and(|flow| flow.rate > level) {
                 self.settle(id, now);
                 self.set_rate(id, level, now);
+                freed.extend(
+                    self.flows[id]
+                        .iter()
+                        .flat_map(|flow| &flow.resources)
+                        .filter(|&&other| other != resource),
+                );
+            }
+        }
+        for other in freed {
+            self.fill(other, now);
+        }
+    }
+
+    /// Gives what a resource has left to flows that can take it.
+    fn fill(&mut self, resource: ResourceId, now: Time) {
+        for at in 0..self.resources[resource].flows.len() {
+            let Resource { capacity, used, ref flows, .. } = self.resources[resource];
+            if capacity - used <= 0.01 * capacity {
+                return;
+            }
+            let id = flows[at];
+            let Some(flow) = self.flows[id].as_ref() else { continue };
+            let offers = flow.resources.iter().map(|&other| self.offer(other, id, flow.rate, false));
+            let rate = offers.fold(f64::INFINITY, f64::min);
+            if rate > 1.005 * flow.rate {
+                self.settle(id, now);
+                self.set_rate(id, rate, now);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! gaps if the scenario says so. Nothing here reads a clock or starts a thread, so a seed replays exactly.
 
 mod fluid;
+mod queue;
 mod report;
 mod scenario;
 mod world;

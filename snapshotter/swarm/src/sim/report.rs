@@ -18,7 +18,8 @@ pub struct Report {
     pub bound: Duration,
     /// From a node's start (in a flash crowd: from the last start) to its last piece, ascending.
     pub times: Vec<Duration>,
-    /// Bytes that the origin sent, in multiples of the content.
+    /// Bytes that the origin sent, in multiples of the content; without what liars, whom nobody serves, took for
+    /// themselves.
     pub origin: f64,
     /// Bytes that crossed a border of zones, in multiples of the content.
     pub across: f64,

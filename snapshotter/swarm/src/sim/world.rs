@@ -1,12 +1,12 @@
 //! The nodes, the messages between them, and the clock.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use towline_artifact::{ContentId, PIECE_LEN};
 
 use super::fluid::{FlowId, Fluid, ResourceId};
+use super::queue::Queue;
 use super::{Fault, OriginDay, Report, Scenario};
 use crate::rng::{IdMap, Rng, mix};
 use crate::{
@@ -30,25 +30,6 @@ enum Happens {
     OriginAsked(usize, RequestId),
     FlowEnds(FlowId, u64),
     Fail,
-}
-
-struct Queued(Time, u64, Happens);
-
-impl PartialEq for Queued {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Queued {}
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Queued {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -96,8 +77,7 @@ pub(crate) struct World<'a> {
     seed: u64,
     rng: Rng,
     now: Time,
-    queue: BinaryHeap<Reverse<Queued>>,
-    sequence: u64,
+    queue: Queue<Happens>,
     nodes: Vec<Node>,
     by_peer: IdMap<PeerId, usize>,
     fluid: Fluid,
@@ -107,6 +87,8 @@ pub(crate) struct World<'a> {
     flows: HashMap<FlowId, Carrying>,
     by_ask: HashMap<(usize, RequestId), FlowId>,
     at_origin: usize,
+    /// Pieces that the origin sent to nodes that lie: cut off by everybody, they help themselves.
+    to_liars: u64,
     published: usize,
     buried: Vec<(Time, usize)>,
     faults_done: bool,
@@ -160,8 +142,7 @@ impl<'a> World<'a> {
             seed,
             rng: Rng::new(seed),
             now: Time::ZERO,
-            queue: BinaryHeap::new(),
-            sequence: 0,
+            queue: Queue::new(),
             by_peer: nodes.iter().zip(0..).map(|(node, n)| (node.peer.id, n)).collect(),
             nodes,
             fluid,
@@ -170,6 +151,7 @@ impl<'a> World<'a> {
             flows: HashMap::new(),
             by_ask: HashMap::new(),
             at_origin: 0,
+            to_liars: 0,
             published: 0,
             buried: Vec::new(),
             faults_done: false,
@@ -181,8 +163,7 @@ impl<'a> World<'a> {
     }
 
     fn at(&mut self, when: Time, happens: Happens) {
-        self.sequence += 1;
-        self.queue.push(Reverse(Queued(when, self.sequence, happens)));
+        self.queue.push(when, happens);
     }
 
     fn after(&mut self, wait: Duration, happens: Happens) {
@@ -201,7 +182,7 @@ impl<'a> World<'a> {
         self.after(Duration::from_millis(20), Happens::Membership);
         let apart = self.scenario.apart.unwrap_or_default() * self.nodes.len() as u32;
         let limit = self.scenario.bound().mul_f64(self.scenario.patience) + apart + Duration::from_secs(60);
-        while let Some(Reverse(Queued(when, _, happens))) = self.queue.pop() {
+        while let Some((when, happens)) = self.queue.pop() {
             self.now = when;
             if when.since(Time::ZERO) > limit || self.is_over() {
                 break;
@@ -220,7 +201,7 @@ impl<'a> World<'a> {
 
     fn is_over(&self) -> bool {
         // Looked at now and then: it costs a pass over the nodes.
-        self.sequence.is_multiple_of(64) && self.sound().all(|node| node.ready.is_some())
+        self.queue.pushed().is_multiple_of(64) && self.sound().all(|node| node.ready.is_some())
     }
 
     fn happen(&mut self, happens: Happens) {
@@ -474,6 +455,7 @@ impl<'a> World<'a> {
         let Some(sender) = from else {
             let Some(Asked::Origin { pieces }) = self.nodes[to].asked.get(&request).cloned() else { return };
             self.verified += 1;
+            self.to_liars += u64::from(self.nodes[to].fault == Some(Fault::Lying));
             self.at(done, Happens::Deliver(to, Event::Verified { request, content: CONTENT, piece }));
             if piece + 1 < pieces.end {
                 self.fluid.extend(flow, PIECE_LEN as f64, self.now);
@@ -603,7 +585,8 @@ impl<'a> World<'a> {
             complete: times.len(),
             bound: self.scenario.bound(),
             times,
-            origin: self.fluid.carried(self.origin) / self.scenario.bytes(),
+            origin: (self.fluid.carried(self.origin) - self.to_liars as f64 * PIECE_LEN as f64)
+                / self.scenario.bytes(),
             across: across / self.scenario.bytes(),
             spread: most / mean.max(1e-9),
             twice: twice as f64 / needed,

@@ -1,0 +1,201 @@
+//! Single decisions, told as stories of one node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_artifact::ContentId;
+use towline_swarm::{
+    Ask, Bitmap, Effect, Event, Failure, Have, HavePieces, Limits, OriginFailure, Peer, PeerId, Refusal,
+    RequestId, Swarm, Time, UploadId, Zone,
+};
+
+const CONTENT: ContentId = ContentId([3; 32]);
+const ME: PeerId = PeerId(1);
+
+struct Node {
+    swarm: Swarm,
+    now: Time,
+}
+
+impl Node {
+    /// A node of a content of 32 pieces, in a zone with `others`, that has settled.
+    fn new(others: &[u64]) -> Self {
+        let me = Peer { id: ME, zone: Zone(0), weight: 1 };
+        let mut node = Self { swarm: Swarm::new(me, Limits::default(), 5), now: Time::ZERO };
+        node.apply(Event::Add { content: CONTENT, have: Bitmap::new(32) });
+        let peers = others.iter().map(|&id| Peer { id: PeerId(id), zone: Zone(0), weight: 1 }).collect();
+        node.apply(Event::Joined { content: CONTENT, peers });
+        for &id in others {
+            node.tell(id, &[]);
+        }
+        node.pass(600);
+        node
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.swarm.apply(event, self.now, &mut out);
+        out
+    }
+
+    fn tell(&mut self, id: u64, pieces: &[u32]) -> Vec<Effect> {
+        let mut map = Bitmap::new(32);
+        pieces.iter().for_each(|&piece| {
+            map.set(piece);
+        });
+        self.say(id, HavePieces::All(Arc::new(map)), Duration::ZERO)
+    }
+
+    fn say(&mut self, id: u64, pieces: HavePieces, origin_pause: Duration) -> Vec<Effect> {
+        let have = Have { pieces, fetching: Arc::from([]), queue: 0, known: 0, origin_pause, denied: false };
+        self.apply(Event::Have { content: CONTENT, from: PeerId(id), have })
+    }
+
+    fn demand(&mut self, piece: u32) -> Vec<Effect> {
+        self.apply(Event::Demand { content: CONTENT, piece })
+    }
+
+    /// Lets time go by in steps of 100 ms.
+    fn pass(&mut self, millis: u64) -> Vec<Effect> {
+        let mut all = Vec::new();
+        for _ in 0..millis / 100 {
+            self.now = self.now + Duration::from_millis(100);
+            all.extend(self.apply(Event::Tick));
+        }
+        all
+    }
+
+    /// A piece that another node owns, and that owner.
+    fn owned_by_another(&mut self) -> (u32, PeerId, RequestId) {
+        for piece in 0..32 {
+            if let Some((id, to, Ask::Owner { forwarded: false })) =
+                requests(&self.demand(piece)).first().copied()
+            {
+                return (piece, to, id);
+            }
+        }
+        panic!("three nodes and one of them owns everything");
+    }
+}
+
+fn requests(effects: &[Effect]) -> Vec<(RequestId, PeerId, Ask)> {
+    let request = |effect: &Effect| match *effect {
+        Effect::Request { request, to, ask, .. } => Some((request, to, ask)),
+        _ => None,
+    };
+    effects.iter().filter_map(request).collect()
+}
+
+fn origin(effects: &[Effect]) -> Option<(RequestId, u32)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::AskOrigin { request, pieces, .. } => Some((*request, pieces.start)),
+        _ => None,
+    })
+}
+
+#[test]
+fn alone_a_reader_goes_to_the_origin_at_once() {
+    let me = Peer { id: ME, zone: Zone(0), weight: 1 };
+    let mut node = Node { swarm: Swarm::new(me, Limits::default(), 5), now: Time::ZERO };
+    node.apply(Event::Add { content: CONTENT, have: Bitmap::new(32) });
+    assert_eq!(origin(&node.demand(9)).map(|(_, piece)| piece), Some(9));
+}
+
+#[test]
+fn nothing_is_fetched_unasked() {
+    let mut node = Node::new(&[2, 3]);
+    let effects = node.tell(2, &[1, 2, 3]);
+    assert!(requests(&effects).is_empty() && origin(&node.pass(60_000)).is_none());
+}
+
+#[test]
+fn a_reader_is_served_by_a_holder_first() {
+    let mut node = Node::new(&[2, 3]);
+    node.tell(3, &[7]);
+    let asked = requests(&node.demand(7));
+    assert!(matches!(asked[..], [(_, PeerId(3), Ask::Holder)]), "{asked:?}");
+}
+
+#[test]
+fn a_wrongly_asked_node_forwards_once() {
+    let mut node = Node::new(&[2, 3]);
+    let (_, owner, request) = node.owned_by_another();
+    let other = if owner == PeerId(2) { PeerId(3) } else { PeerId(2) };
+    let why = Failure::Refused(Refusal::NotOwner { better: Some(other) });
+    let asked = requests(&node.apply(Event::Failed { request, why }));
+    let [(request, to, Ask::Owner { forwarded: true })] = asked[..] else { panic!("{asked:?}") };
+    assert_eq!(to, other);
+    let why = Failure::Refused(Refusal::NotOwner { better: Some(owner) });
+    let asked = requests(&node.apply(Event::Failed { request, why }));
+    assert!(asked.iter().all(|(_, _, ask)| *ask != Ask::Owner { forwarded: true }), "{asked:?}");
+}
+
+#[test]
+fn a_silent_owner_is_hedged_and_then_passed_over() {
+    let mut node = Node::new(&[2, 3]);
+    let (piece, owner, _) = node.owned_by_another();
+    let soon = node.pass(700);
+    let second = requests(&soon);
+    assert!(second.iter().all(|&(_, to, _)| to != owner), "not the same again: {second:?}");
+    assert!(!second.is_empty() || origin(&soon).is_some(), "somebody else within 0.7 s");
+    // Everybody is silent: the node goes itself, under its lease.
+    let later = node.pass(20_000);
+    assert!(origin(&soon).or_else(|| origin(&later)).is_some(), "piece {piece} is fetched in the end");
+}
+
+#[test]
+fn an_unknown_holder_gone_makes_its_piece_missing_again() {
+    let mut node = Node::new(&[]);
+    node.apply(Event::Fill { content: CONTENT, on: true });
+    node.tell(2, &(0..32).collect::<Vec<_>>());
+    node.apply(Event::Joined {
+        content: CONTENT,
+        peers: vec![Peer { id: PeerId(2), zone: Zone(0), weight: 1 }],
+    });
+    node.apply(Event::Left { content: CONTENT, peer: PeerId(2) });
+    assert!(origin(&node.pass(5_000)).is_some() || node.swarm.under_way().1 > 0);
+}
+
+#[test]
+fn the_origin_is_left_alone_when_it_asks_for_it() {
+    let mut node = Node::new(&[]);
+    let (request, piece) = origin(&node.demand(4)).unwrap();
+    let retry_after = Some(Duration::from_secs(30));
+    let effects = node.apply(Event::OriginFailed { request, why: OriginFailure::Throttled { retry_after } });
+    assert!(origin(&effects).is_none() && origin(&node.pass(29_000)).is_none());
+    assert_eq!(origin(&node.pass(20_000)).map(|(_, piece)| piece), Some(piece), "no want is lost");
+}
+
+#[test]
+fn a_peer_s_word_delays_the_origin_by_seconds_and_not_for_good() {
+    let mut node = Node::new(&[2]);
+    node.say(2, HavePieces::More(Arc::from([])), Duration::MAX);
+    node.apply(Event::Fill { content: CONTENT, on: true });
+    assert!(origin(&node.pass(4_000)).is_none());
+    for _ in 0..4 {
+        node.say(2, HavePieces::More(Arc::from([])), Duration::MAX);
+    }
+    assert!(origin(&node.pass(8_000)).is_some(), "the same peer is not believed again so soon");
+}
+
+#[test]
+fn strangers_cannot_make_a_node_go_to_the_origin_for_what_it_does_not_own() {
+    let mut node = Node::new(&[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+    let mut refused = 0;
+    for piece in 0..32 {
+        let ask = Ask::Owner { forwarded: true };
+        let upload = UploadId(piece.into());
+        let event =
+            Event::UploadRequested { upload, from: PeerId(2), content: CONTENT, piece, ask, urgent: true };
+        for effect in node.apply(event) {
+            match effect {
+                Effect::Refuse { why: Refusal::NotOwner { better: None }, .. } => refused += 1,
+                Effect::AskOrigin { .. } | Effect::Request { .. } | Effect::Cancel { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // One of twelve nodes is among the first three for about a quarter of the pieces.
+    assert!((16..=31).contains(&refused), "{refused} of 32 refused");
+    assert!(node.swarm.under_way().1 <= 2 * Limits::default().origin_requests);
+}
