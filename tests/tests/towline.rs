@@ -68,7 +68,10 @@ fn http_get(address: &str, path: &str) -> Result<String> {
 }
 
 async fn until_complete(node: &Node, models: f64) -> Result<()> {
-    let complete = async || Ok((metric(node, "towline_models_complete").await? >= models).then_some(()));
+    let complete = async || {
+        let known = metric(node, "towline_models_complete").await;
+        Ok(known.is_ok_and(|count| count >= models).then_some(()))
+    };
     until("the models to be complete", POD_LIMIT, complete).await
 }
 

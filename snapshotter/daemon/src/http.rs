@@ -37,7 +37,7 @@ async fn metrics_text(State(node): State<Arc<Node>>) -> impl IntoResponse {
     }
 }
 
-/// Healthy and ready are the same: the sockets are bound before this one, and a node without a served mount can start no
+/// Healthy and ready are the same: nobody is answered here before the sockets are bound, and a node without a served mount can start no
 /// pod with a model.
 async fn health(State(node): State<Arc<Node>>) -> impl IntoResponse {
     if node.mount.get().is_some_and(towline_fuse::Mount::is_serving) {

@@ -146,12 +146,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Snapshotter::open(towline_snapshots::Options::new(config.root.join("snapshots")), models)?;
     node.forget_all_but(&snapshotter.chains());
 
-    let snapshots = bind(&config.snapshotter_socket())?;
-    let control = bind(&config.control_socket())?;
+    // First, so that whoever finds the sockets finds this, too.
     let http = match config.http.listen.as_str() {
         "" => None,
         address => Some(TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?),
     };
+    let snapshots = bind(&config.snapshotter_socket())?;
+    let control = bind(&config.control_socket())?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Arc::clone(&node.engine).run());
     tasks.spawn(Arc::clone(&node).watch());
