@@ -75,6 +75,12 @@ async fn until_complete(node: &Node, models: f64) -> Result<()> {
     until("the models to be complete", POD_LIMIT, complete).await
 }
 
+/// Waits until containerd talks to a restarted daemon again: its gRPC client rests up to 3 s after a refused connection.
+async fn until_reached(node: &Node) -> Result<()> {
+    let list = async || Ok(node.ctr(&["snapshots", "--snapshotter", "towline", "list"]).await.ok());
+    until("containerd to reach the restarted daemon", POD_LIMIT, list).await.map(drop)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_hubs_give_the_image_that_a_pod_reads_lazily() -> Result<()> {
     if !can_run() {
@@ -308,6 +314,7 @@ async fn a_complete_model_needs_neither_registry_nor_an_unbroken_daemon() -> Res
     assert_eq!(model_files(&reading), bench.source.contents());
     let towlined = bench.node.towlined_mut().context("towlined runs")?;
     towlined.kill_and_restart(&bench.stage.scratch, "again").await?;
+    until_reached(&bench.node).await?;
     until_complete(&bench.node, 1.0).await?;
     let reading = read_in_pod(&bench.stage, &bench.node, "restarted", &bench.reference).await?;
     assert_eq!(model_files(&reading), bench.source.contents());
@@ -327,6 +334,7 @@ async fn a_restarted_daemon_goes_on_where_the_killed_one_was() -> Result<()> {
     until("the first bytes", POD_LIMIT, begun).await?;
     let towlined = bench.node.towlined_mut().context("towlined runs")?;
     towlined.kill_and_restart(&bench.stage.scratch, "again").await?;
+    until_reached(&bench.node).await?;
     bench.origin.set(Faults::default());
     let reading = read_in_pod(&bench.stage, &bench.node, "resumed", &bench.reference).await?;
     assert_eq!(model_files(&reading), bench.source.contents());
