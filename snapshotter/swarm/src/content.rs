@@ -82,6 +82,7 @@ pub(crate) struct Content {
     /// How many owners were asked in vain for a piece.
     pub(crate) tries: BTreeMap<u32, u8>,
     pub(crate) added: Time,
+    pub(crate) changed_link: Time,
     /// Pieces that came since the links were told.
     pub(crate) unsent: Vec<u32>,
     pub(crate) fetching: Vec<u32>,
@@ -136,6 +137,7 @@ impl Content {
             due: vec![0; pieces as usize],
             tries: BTreeMap::new(),
             added: now,
+            changed_link: now,
             unsent: Vec::new(),
             fetching: Vec::new(),
             fetching_changed: false,

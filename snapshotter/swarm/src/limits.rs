@@ -15,9 +15,11 @@ pub struct Limits {
     pub links: usize,
     /// Of the links sought, how many lead to other zones. They carry what zone owners fetch and heal split graphs.
     pub far_links: usize,
-    /// Pieces asked of peers at once, at least and at most; between the two, what comes in `request_time`. Less leaves
-    /// the link idle while news travels, more binds pieces to peers too early. 64 of 4 MiB in half a second are
-    /// 4 Gb/s; faster links need a shorter time, not more.
+    /// Time after which the least useful of enough links gives way to another.
+    pub link_time: Duration,
+    /// Pieces asked of peers at once, at least and at most; between the two, so many that an answer takes
+    /// `request_time`. Less leaves the link idle while news travels, more binds pieces to peers too early. 64 of 4 MiB
+    /// in half a second are 4 Gb/s; faster links answer faster.
     pub requests: (usize, usize),
     /// See `requests`.
     pub request_time: Duration,
@@ -29,7 +31,8 @@ pub struct Limits {
     pub copies: usize,
     /// Requests to the origin under way at once.
     pub origin_requests: usize,
-    /// The most pieces of one request to the origin: 16 MiB, so that a redirect per request does not weigh.
+    /// The most pieces of one request to the origin, and of an owner group: 8 MiB, so that a redirect per request does not
+    /// weigh much. With 16 MiB the last pieces of a run wait for the first, and the swarm with them.
     pub origin_run: u32,
     /// Pieces that the cluster (of one zone) may have under way at the origin before it knows the origin's rate.
     /// Between these two, a sixteenth of the participants.
@@ -92,15 +95,16 @@ impl Default for Limits {
             links_sought: 24,
             links: 40,
             far_links: 3,
+            link_time: Duration::from_secs(2),
             requests: (5, 64),
             request_time: Duration::from_millis(500),
             requests_for_demand: 4,
             requests_per_peer: 2,
             copies: 2,
             origin_requests: 2,
-            origin_run: 4,
+            origin_run: 2,
             window_first: (8, 32),
-            window_time: Duration::from_secs(1),
+            window_time: Duration::from_millis(1200),
             window_max: 2048,
             uploads: 4,
             uploads_max: 24,

@@ -9,6 +9,9 @@ use crate::{Effect, Have, HavePieces, Peer, PeerId, Swarm, Time};
 
 /// How long an offer may go without an answer, and how long one that was turned down is not repeated.
 const OFFER_TIME: Duration = Duration::from_secs(5);
+/// Links compared before one is given up, and wanted pieces that are counted at each.
+const CANDIDATES: usize = 6;
+const OFFERS_COUNTED: usize = 64;
 /// Pauses at the origin up to this only shrink the window of those who hear of it.
 const SHORT_PAUSE: Duration = Duration::from_secs(3);
 /// Peers remembered as having turned down an offer.
@@ -82,8 +85,12 @@ impl Swarm {
         for peer in stale {
             self.drop_link(slot, peer, true, now, out);
         }
-        let sought = self.limits.links_sought;
+        self.change_a_link(slot, now, out);
+        let (whole, settled) = (self.limits.links_sought, self.limits.settle.1);
         let c = self.content(slot);
+        // Those who come first must not link only with each other.
+        let early = now.since(c.added) < settled && c.owners.near().len() > whole;
+        let sought = if early { whole.div_ceil(2) } else { whole };
         // Who has everything waits to be found.
         if c.have.is_full() || c.links.len() >= sought.min(c.owners.count() - 1) {
             return;
@@ -139,6 +146,32 @@ impl Swarm {
             self.peers.entry(peer).links += 1;
         }
         self.send_all(slot, offers, now, out);
+    }
+
+    /// Now and then gives up the link that helps least, so that chance finds a better one: nodes that came together
+    /// would stay among themselves, and fall behind together.
+    fn change_a_link(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        let (sought, rest) = (self.limits.links_sought, self.limits.link_time);
+        let Some(c) = &self.contents[slot] else { return };
+        let due = now.since(c.changed_link) >= rest;
+        if !due || c.have.is_full() || c.links.len() < sought || c.owners.near().len() <= c.links.len() + 1 {
+            return;
+        }
+        let mut worst: Option<(u32, PeerId)> = None;
+        for _ in 0..CANDIDATES {
+            let link = &c.links[self.rng.below(c.links.len() as u32) as usize];
+            if link.far || link.offered.is_some() {
+                continue;
+            }
+            let offers = c.open.common(&link.have, 0).take(OFFERS_COUNTED).count() as u32;
+            if worst.is_none_or(|(least, _)| offers < least) {
+                worst = Some((offers, link.peer));
+            }
+        }
+        self.content(slot).changed_link = now;
+        if let Some((_, peer)) = worst {
+            self.drop_link(slot, peer, true, now, out);
+        }
     }
 
     /// Takes in what a peer says it has; from a stranger, an offer.

@@ -36,11 +36,29 @@ impl Swarm {
         }
     }
 
-    /// Requests to peers that may be under way: as many pieces as come in `request_time`.
+    /// Requests to peers that may be under way.
     fn request_limit(&self, for_readers: bool) -> usize {
+        self.depth as usize + if for_readers { self.limits.requests_for_demand } else { 0 }
+    }
+
+    /// Asks for more at once while answers come quickly, for less when they take long. Once per tick.
+    ///
+    /// All who share uploaders see about the same delay, so adding a constant and taking away a part makes their
+    /// depths, and with them their shares, equal. (A depth that follows the rate leaves who is behind behind.)
+    pub(crate) fn adapt_depth(&mut self) {
         let (least, most) = self.limits.requests;
-        let depth = (self.intake * self.limits.request_time.as_secs_f64()).ceil() as usize;
-        depth.clamp(least, most.max(least)) + if for_readers { self.limits.requests_for_demand } else { 0 }
+        // Without an answer nothing new is known.
+        let answers = self.counts.from_peers;
+        if std::mem::replace(&mut self.adapted_at, answers) == answers {
+            return;
+        }
+        let ratio = self.peers.pace() / self.limits.request_time.as_secs_f64();
+        if ratio > 1.0 {
+            self.depth *= if ratio > 2.0 { 0.8 } else { 0.97 };
+        } else if self.peer_flights + 1 >= self.depth as usize {
+            self.depth += if ratio < 0.25 { self.depth / 10.0 } else { 0.25 };
+        }
+        self.depth = self.depth.clamp(least as f64, most.max(least) as f64);
     }
 
     fn per_peer_limit(&self, for_readers: bool) -> usize {

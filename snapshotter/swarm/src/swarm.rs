@@ -74,10 +74,10 @@ pub struct Swarm {
     pub(crate) peer_flights: usize,
     /// While the origin is held to refuse this node's credentials.
     pub(crate) denied_until: Option<Time>,
-    /// Pieces a second that come from peers, smoothed, and how many came since it was worked out.
-    pub(crate) intake: f64,
-    intake_count: u32,
-    intake_at: Time,
+    /// Requests to peers that may be under way for what no reader waits for.
+    pub(crate) depth: f64,
+    /// Pieces that had come from peers when `depth` was last worked out.
+    pub(crate) adapted_at: u64,
     next_request: u64,
     next_tick: Time,
     pub(crate) counts: Counts,
@@ -99,9 +99,8 @@ impl Swarm {
             flights: BTreeMap::new(),
             peer_flights: 0,
             denied_until: None,
-            intake: 0.0,
-            intake_count: 0,
-            intake_at: Time::ZERO,
+            depth: limits.requests.0 as f64,
+            adapted_at: 0,
             next_request: 0,
             next_tick: Time::ZERO,
             counts: Counts::default(),
@@ -340,7 +339,6 @@ impl Swarm {
                 }
                 self.peers.served(peer, took, load);
                 self.counts.from_peers += 1;
-                self.intake_count += 1;
             }
             Some((Target::Origin, took, _)) => {
                 self.origin.served(took);
@@ -401,12 +399,7 @@ impl Swarm {
     }
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
-        let passed = now.since(self.intake_at).as_secs_f64();
-        if passed > 0.05 {
-            let rate = f64::from(self.intake_count) / passed;
-            self.intake += passed.min(0.5) * (rate - self.intake);
-            (self.intake_at, self.intake_count) = (now, 0);
-        }
+        self.adapt_depth();
         self.end_denial(now, out);
         self.give_up_stalled(now, out);
         self.hedge(now, out);

@@ -97,7 +97,8 @@ impl Uploads {
         true
     }
 
-    /// The next to serve, if one may start now. `rarity` counts how many others are known to have a piece.
+    /// The next to serve, if one may start now. `rarity` counts how
+    /// many others are known to have a piece.
     pub(crate) fn next(
         &mut self,
         now: Time,
