@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ),
         ("proto/cri/v1", vec!["proto/cri/v1/api.proto"]),
         ("proto/towline/control/v1", vec!["proto/towline/control/v1/control.proto"]),
+        ("proto/towline/peer/v1", vec!["proto/towline/peer/v1/peer.proto"]),
     ];
     for (include, files) in roots {
         let set = protox::compile(files, [include])?;

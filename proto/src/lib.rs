@@ -37,3 +37,11 @@ pub mod control {
         tonic::include_proto!("towline.control.v1");
     }
 }
+
+/// What nodes say to each other.
+pub mod peer {
+    /// `towline.peer.v1`.
+    pub mod v1 {
+        tonic::include_proto!("towline.peer.v1");
+    }
+}

@@ -1,5 +1,6 @@
 //! The configuration: one TOML file, parsed once into a checked type.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ pub(crate) struct Config {
     pub(crate) control: Control,
     pub(crate) http: Http,
     pub(crate) fetch: Fetch,
+    pub(crate) peers: Peers,
     pub(crate) registry: Registry,
     pub(crate) fuse: Fuse,
     pub(crate) log: Log,
@@ -95,6 +97,59 @@ impl Default for Fetch {
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
+pub(crate) struct Peers {
+    /// File with the secret that all nodes of the cluster share. Without it the node has no peers and listens to nobody.
+    pub(crate) cluster_key_file: Option<PathBuf>,
+    /// Where control connections of peers are accepted.
+    pub(crate) listen: SocketAddr,
+    /// Where peers fetch pieces.
+    pub(crate) bulk_listen: SocketAddr,
+    /// IP address at which other nodes reach this one; by default the one they see it connect from.
+    pub(crate) advertise: Option<IpAddr>,
+    /// Where to find first peers: `IP:PORT`, `dns:NAME:PORT` or `kubernetes:NAMESPACE/SERVICE:PORT`.
+    pub(crate) bootstrap: Vec<String>,
+    /// Nodes of one zone have cheap links between them; `kubernetes` takes the zone from the node's label.
+    pub(crate) zone: String,
+    /// What people call this node; the host name by default.
+    pub(crate) name: String,
+    /// Share of the origin's work that this node does, relative to others; 0 for none. Its uplink in units of
+    /// 100 Mb/s is a good choice where uplinks differ.
+    pub(crate) weight: u16,
+    /// Bytes a second that are sent to peers at most; what is above it is the pods'.
+    pub(crate) upload_rate: Option<ByteSize>,
+    /// Peers connected at once. Up to this many nodes every node knows every other.
+    pub(crate) max_connections: usize,
+    /// How pieces are found: `swarm`, or `owner-only` to compare with.
+    pub(crate) strategy: Strategy,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Strategy {
+    Swarm,
+    OwnerOnly,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self {
+            cluster_key_file: None,
+            listen: SocketAddr::from(([0, 0, 0, 0], 7118)),
+            bulk_listen: SocketAddr::from(([0, 0, 0, 0], 7119)),
+            advertise: None,
+            bootstrap: Vec::new(),
+            zone: String::new(),
+            name: String::new(),
+            weight: 10,
+            upload_rate: None,
+            max_connections: 512,
+            strategy: Strategy::Swarm,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Registry {
     /// A docker `config.json` with credentials; `$DOCKER_CONFIG` or `~/.docker` by default.
     pub(crate) docker_config: Option<PathBuf>,
@@ -162,6 +217,7 @@ impl Default for Config {
             control: Control::default(),
             http: Http::default(),
             fetch: Fetch::default(),
+            peers: Peers::default(),
             registry: Registry::default(),
             fuse: Fuse::default(),
             log: Log::default(),
