@@ -62,8 +62,10 @@ fn model(known: &KnownModel) -> api::Model {
         files: known.model.files.iter().filter(|file| !is_index(&file.path)).count() as u64,
         bytes: known.model.total_len(),
         bytes_local: known.bytes_local(),
+        bytes_from_peers: known.open_handles().map(|handle| handle.peer_bytes()).sum(),
         bytes_from_origin: known.open_handles().map(|handle| handle.fetched_bytes()).sum(),
         state: state.into(),
         last_error,
+        ..api::Model::default()
     }
 }
