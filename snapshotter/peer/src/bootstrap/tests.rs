@@ -52,7 +52,7 @@ fn nodes_that_start_together_spread() {
     let first: Vec<_> = (0..=1000).map(|n| Bootstrap::next_wait(0, 0, f64::from(n) / 1000.0)).collect();
     for start in (0..250).step_by(25).map(Duration::from_millis) {
         let together =
-            first.iter().filter(|wait| (start..start + Duration::from_millis(25)).contains(wait)).count();
+            first.iter().filter(|wait| (start..start + Duration::from_millis(25)).contains(*wait)).count();
         assert!((90..=110).contains(&together), "{together} of 1001 nodes within 25 ms of {start:?}");
     }
 }
