@@ -7,6 +7,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
@@ -47,8 +48,8 @@ enum Role {
     Fetch { file: PathBuf, dir: PathBuf, port: u16 },
     /// Sends the file by `sendfile` to whoever connects, over so many connections.
     Send { file: PathBuf, connections: usize },
-    /// Receives and hashes.
-    Receive { port: u16, connections: usize, len: u64 },
+    /// Receives and hashes, and writes what came if it is told where.
+    Receive { port: u16, connections: usize, len: u64, into: Option<PathBuf> },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -58,7 +59,9 @@ fn main() -> anyhow::Result<()> {
         Some(Role::Serve { file, dir }) => runtime()?.block_on(serve(&file, &dir)),
         Some(Role::Fetch { file, dir, port }) => runtime()?.block_on(fetch(&file, &dir, port)),
         Some(Role::Send { file, connections }) => send(&file, connections),
-        Some(Role::Receive { port, connections, len }) => receive(port, connections, len),
+        Some(Role::Receive { port, connections, len, into }) => {
+            receive(port, connections, len, into.as_deref())
+        }
     }
 }
 
@@ -81,14 +84,24 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     let len = args.mib << 20;
     write_content(&file, len)?;
     let gb = len as f64 / 1e9;
-    println!("{} MiB in {}, {} processors", args.mib, args.dir.display(), std::thread::available_parallelism()?);
+    println!(
+        "{} MiB in {}, {} processors",
+        args.mib,
+        args.dir.display(),
+        std::thread::available_parallelism()?
+    );
     let mut ratios = Vec::new();
     for round in 1..=args.rounds {
-        let plain = [1, 4].map(|connections| raw(&file, connections, len)).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-        let plain = *plain.iter().min_by(|a, b| a.wall.total_cmp(&b.wall)).expect("two");
+        let into = scratch.path().join("received");
+        let plain = best(&file, len, None)?;
+        let written = best(&file, len, Some(&into))?;
         let ours = nodes(&file, &scratch.path().join(format!("round{round}")))?;
-        ratios.push(plain.wall / ours.wall);
-        for (name, took) in [("sendfile to a hashing receiver", plain), ("node to node", ours)] {
+        ratios.push((plain.wall / ours.wall, written.wall / ours.wall));
+        for (name, took) in [
+            ("sendfile to a receiver that hashes", plain),
+            ("sendfile to a receiver that hashes and writes", written),
+            ("node to node", ours),
+        ] {
             println!(
                 "round {round}: {name}: {:.2} GB/s, CPU-s per GB: sender {:.2}, receiver {:.2}",
                 gb / took.wall,
@@ -97,9 +110,24 @@ fn compare(args: &Args) -> anyhow::Result<()> {
             );
         }
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("ratio (median of {}): {:.2}", ratios.len(), ratios[ratios.len() / 2]);
+    let median = |mut of: Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of[of.len() / 2]
+    };
+    let (plain, written): (Vec<f64>, Vec<f64>) = ratios.into_iter().unzip();
+    println!(
+        "node to node reaches {:.2} of the receiver that hashes and {:.2} of the one that also writes (medians of {})",
+        median(plain),
+        median(written),
+        args.rounds
+    );
     Ok(())
+}
+
+/// With one connection or four, whichever is faster.
+fn best(file: &Path, len: u64, into: Option<&Path>) -> anyhow::Result<Took> {
+    let (one, four) = (raw(file, 1, len, into)?, raw(file, 4, len, into)?);
+    Ok(if one.wall < four.wall { one } else { four })
 }
 
 /// Bytes that no cache or compression makes shorter.
@@ -133,16 +161,23 @@ fn line(child: &mut Child) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn raw(file: &Path, connections: usize, len: u64) -> anyhow::Result<Took> {
+fn raw(file: &Path, connections: usize, len: u64, into: Option<&Path>) -> anyhow::Result<Took> {
     let file = file.display().to_string();
     let mut sender = role(&["send", &file, &connections.to_string()])?;
     let port = line(&mut sender)?;
-    let mut receiver = role(&["receive", &port, &connections.to_string(), &len.to_string()])?;
+    let (count, len, into) =
+        (connections.to_string(), len.to_string(), into.map(|path| path.display().to_string()));
+    let mut args = vec!["receive", &port, &count, &len];
+    args.extend(into.as_deref());
+    let mut receiver = role(&args)?;
     let took = line(&mut receiver)?;
     let (wall, cpu) = took.split_once(' ').context("two numbers")?;
     let sent: f64 = line(&mut sender)?.parse()?;
     sender.wait()?;
     receiver.wait()?;
+    if let Some(into) = &into {
+        std::fs::remove_file(into)?;
+    }
     Ok(Took { wall: wall.parse()?, sender: sent, receiver: cpu.parse()? })
 }
 
@@ -175,7 +210,8 @@ fn send(path: &Path, connections: usize) -> anyhow::Result<()> {
     println!("{}", listener.local_addr()?.port());
     let file = std::fs::File::open(path)?;
     let pieces = file.metadata()?.len() / PIECE_LEN;
-    let sockets: Vec<TcpStream> = (0..connections).map(|_| Ok(listener.accept()?.0)).collect::<std::io::Result<_>>()?;
+    let sockets: Vec<TcpStream> =
+        (0..connections).map(|_| Ok(listener.accept()?.0)).collect::<std::io::Result<_>>()?;
     let before = cpu();
     std::thread::scope(|scope| {
         for (n, socket) in sockets.iter().enumerate() {
@@ -197,12 +233,14 @@ fn send(path: &Path, connections: usize) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "read by the parent")]
-fn receive(port: u16, connections: usize, len: u64) -> anyhow::Result<()> {
+fn receive(port: u16, connections: usize, len: u64, into: Option<&Path>) -> anyhow::Result<()> {
     let sockets: Vec<TcpStream> =
         (0..connections).map(|_| TcpStream::connect(("127.0.0.1", port))).collect::<std::io::Result<_>>()?;
     let (started, before) = (Instant::now(), cpu());
     let pieces = len / PIECE_LEN;
+    let written = into.map(std::fs::File::create).transpose()?;
     std::thread::scope(|scope| {
+        let written = written.as_ref();
         for (n, mut socket) in sockets.into_iter().enumerate() {
             scope.spawn(move || {
                 let mut buffer = vec![0; PIECE_LEN as usize];
@@ -210,6 +248,9 @@ fn receive(port: u16, connections: usize, len: u64) -> anyhow::Result<()> {
                     socket.read_exact(&mut buffer).expect("it sends");
                     let index = PieceIndex(u32::try_from(piece).expect("few"));
                     std::hint::black_box(towline_artifact::hash_piece(index, &buffer));
+                    if let Some(file) = written {
+                        file.write_all_at(&buffer, index.offset()).expect("room for the content");
+                    }
                 }
             });
         }
@@ -227,11 +268,11 @@ impl PieceSource for FileSource {
         table: &'a PieceTable,
         bytes: Range<u64>,
     ) -> Pin<Box<dyn Future<Output = Result<PieceStream, FetchError>> + Send + 'a>> {
-        use std::os::unix::fs::FileExt;
         Box::pin(async move {
             let file = self.0.as_ref().ok_or(FetchError::NoSource { content: table.content() })?;
             let mut part = vec![0; (bytes.end - bytes.start) as usize];
-            file.read_exact_at(&mut part, bytes.start).map_err(|error| FetchError::broken(error.to_string()))?;
+            file.read_exact_at(&mut part, bytes.start)
+                .map_err(|error| FetchError::broken(error.to_string()))?;
             Ok(Box::pin(stream::iter([Ok(Bytes::from(part))])) as PieceStream)
         })
     }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use towline_swarm::{PeerId, Refusal};
 
 use crate::auth::PieceRequest;
+use crate::buffers::{Buffer, Buffers};
 use crate::directory::Connected;
 use crate::http::{Answer, BadHead, MAX_HEAD_LEN, read_answer, write_request};
 
@@ -94,15 +95,15 @@ fn is_open(stream: &TcpStream) -> bool {
 /// # Errors
 /// [`AskError`]. Cancel-safe in the sense that dropping it gives the request up.
 pub(crate) async fn ask(
-    pool: &Pool,
+    (pool, buffers): (&Pool, &Buffers),
     peer: &Connected,
     mut request: PieceRequest,
     range: &Range<u64>,
     mut progress: impl FnMut(),
-) -> Result<Vec<u8>, AskError> {
+) -> Result<Buffer, AskError> {
     let id = peer.peer.id;
     if let Some(stream) = pool.take(id) {
-        match ask_on(stream, pool, peer, &request, range, &mut progress).await {
+        match ask_on(stream, (pool, buffers), peer, &request, range, &mut progress).await {
             // It was closed while it was idle; nothing of an answer came.
             Err(Tried::Unanswered(_)) => request.number = peer.numbers.next(),
             Err(Tried::Failed(error)) => return Err(error),
@@ -112,7 +113,7 @@ pub(crate) async fn ask(
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(peer.bulk)).await;
     let stream = connecting.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
-    match ask_on(stream, pool, peer, &request, range, &mut progress).await {
+    match ask_on(stream, (pool, buffers), peer, &request, range, &mut progress).await {
         Ok(bytes) => Ok(bytes),
         Err(Tried::Unanswered(error)) => Err(error.into()),
         Err(Tried::Failed(error)) => Err(error),
@@ -132,12 +133,12 @@ impl<E: Into<AskError>> From<E> for Tried {
 
 async fn ask_on(
     mut stream: TcpStream,
-    pool: &Pool,
+    (pool, buffers): (&Pool, &Buffers),
     peer: &Connected,
     request: &PieceRequest,
     range: &Range<u64>,
     progress: &mut impl FnMut(),
-) -> Result<Vec<u8>, Tried> {
+) -> Result<Buffer, Tried> {
     let head = write_request(request, range, &peer.theirs);
     stream.write_all(head.as_bytes()).await.map_err(Tried::Unanswered)?;
     let mut head = Vec::with_capacity(MAX_HEAD_LEN);
@@ -165,14 +166,15 @@ async fn ask_on(
     };
     progress();
     let mut told = Instant::now();
-    let mut bytes = Vec::with_capacity(len);
+    let mut buffer = buffers.take();
+    let bytes = &mut buffer.bytes;
     bytes.extend_from_slice(&head[head_len..]);
     if bytes.len() > len {
         return Err(BadHead("more than the piece came").into());
     }
     while bytes.len() < len {
         let missing = (len - bytes.len()) as u64;
-        if (&mut stream).take(missing).read_buf(&mut bytes).await? == 0 {
+        if (&mut stream).take(missing).read_buf(bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         if told.elapsed() >= PROGRESS {
@@ -181,5 +183,5 @@ async fn ask_on(
         }
     }
     pool.put(peer.peer.id, stream);
-    Ok(bytes)
+    Ok(buffer)
 }

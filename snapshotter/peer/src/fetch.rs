@@ -15,6 +15,7 @@ use towline_modelfs::{ContentHandle, Engine, Fault, FetchError, Supplier};
 use towline_swarm::{Ask, Failure, OriginFailure, PeerId, RequestId};
 
 use crate::auth::PieceRequest;
+use crate::buffers::Buffers;
 use crate::client::{self, AskError, Pool};
 use crate::directory::{Connected, Directory};
 use crate::http::piece_range;
@@ -53,6 +54,7 @@ pub(crate) struct Fetcher {
     pub(crate) engine: Arc<Engine>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) pool: Pool,
+    pub(crate) buffers: Buffers,
     pub(crate) events: mpsc::Sender<FetchEvent>,
 }
 
@@ -76,11 +78,11 @@ impl Fetcher {
         let range = piece_range(piece, handle.content().len());
         // A full channel only means that the news comes with the next byte.
         let progress = || drop(self.events.try_send(FetchEvent::Progress { request }));
-        let why = match client::ask(&self.pool, &peer, asked, &range, progress).await {
+        let why = match client::ask((&self.pool, &self.buffers), &peer, asked, &range, progress).await {
             Ok(bytes) => {
-                self.directory.received(&peer, bytes.len() as u64);
+                self.directory.received(&peer, bytes.bytes.len() as u64);
                 // Its end is told by itself; nobody waits for it.
-                drop(self.deliver(request, &handle, piece, bytes.into(), Supplier::Peer, true));
+                drop(self.deliver(request, &handle, piece, bytes.share(), Supplier::Peer, true));
                 return;
             }
             Err(AskError::Refused(why)) => Failure::Refused(why),
@@ -111,8 +113,9 @@ impl Fetcher {
             for piece in pieces {
                 let range = piece_range(piece, len);
                 let piece_len = usize::try_from(range.end - range.start).expect("at most a piece");
-                let mut bytes: Vec<u8> = Vec::with_capacity(piece_len);
+                let mut buffer = self.buffers.take();
                 loop {
+                    let bytes = &mut buffer.bytes;
                     let part = rest.split_to(rest.len().min(piece_len - bytes.len()));
                     bytes.extend_from_slice(&part);
                     if bytes.len() == piece_len {
@@ -126,7 +129,7 @@ impl Fetcher {
                     }
                 }
                 let taken =
-                    self.deliver(request, &handle, piece, bytes.into(), Supplier::Origin, piece == last);
+                    self.deliver(request, &handle, piece, buffer.share(), Supplier::Origin, piece == last);
                 if let Some(before) = before.replace(taken)
                     && !before.await.unwrap_or(false)
                 {

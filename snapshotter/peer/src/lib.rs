@@ -14,6 +14,7 @@
 
 mod auth;
 mod bootstrap;
+mod buffers;
 mod client;
 mod contacts;
 mod core;
@@ -45,6 +46,7 @@ use towline_modelfs::{Engine, Network};
 use towline_swarm::{Limits, Peer, Swarm};
 
 use crate::auth::RequestKey;
+use crate::buffers::Buffers;
 use crate::client::Pool;
 use crate::core::{Board, Core, Inputs};
 use crate::directory::{Directory, swarm_id, zone_number};
@@ -190,6 +192,7 @@ impl PeerNetwork {
             engine,
             directory: Arc::clone(&self.directory),
             pool: Pool::default(),
+            buffers: Buffers::default(),
             events: fetches_in,
         });
         let core = Core::new(
