@@ -169,8 +169,7 @@ mod tests {
             assert_eq!(model.check(dir.path()).unwrap(), Verdict { right, missing, wrong });
         };
         check(0, 3, 0);
-        let places: Vec<_> =
-            model.files.iter().map(|file| content_path(dir.path(), &file.content)).collect();
+        let places: Vec<_> = model.files.iter().map(|file| content_path(dir.path(), &file.content)).collect();
         for (file, place) in model.files.iter().zip(&places) {
             fs::create_dir_all(place.parent().unwrap()).unwrap();
             fs::copy(dir.path().join(&file.path), place).unwrap();

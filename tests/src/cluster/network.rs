@@ -75,7 +75,9 @@ impl Network {
         for zone in 0..plan.zones {
             add_bridge(&switch, &bridge(zone))?;
             let (up, down) = (format!("up-{zone}"), format!("down-{zone}"));
-            switch.ip(&format!("link add name {up} txqueuelen 1000 type veth peer name {down} txqueuelen 1000"))?;
+            switch.ip(&format!(
+                "link add name {up} txqueuelen 1000 type veth peer name {down} txqueuelen 1000"
+            ))?;
             for (end, on) in [(&up, bridge(zone)), (&down, CORE.to_owned())] {
                 switch.ip(&format!("link set dev {end} master {on} up"))?;
                 shape(&switch, end, plan.zone_link)?;
@@ -87,7 +89,8 @@ impl Network {
         for (index, &(zone, rate)) in plan.nodes.iter().enumerate() {
             nodes.push(attach(&switch, &port(index), &bridge(zone), address(index), rate)?);
         }
-        let counters = switch.enter(|| File::open("/proc/thread-self/net/dev"))?.context("open link counters")?;
+        let counters =
+            switch.enter(|| File::open("/proc/thread-self/net/dev"))?.context("open link counters")?;
         Ok(Self { switch, origin, nodes, stranger, zones: plan.zones, counters })
     }
 

@@ -20,9 +20,9 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::super::network::ORIGIN;
 use super::count::{Counter, Flight};
 use super::image::{Blob, Image};
-use super::super::network::ORIGIN;
 use super::{Faults, PORT, Refusal, USER};
 
 /// Bytes handed to the kernel at a time: few steps per byte, and a count that is at most this far ahead.
@@ -156,7 +156,8 @@ impl Refusal {
     }
 
     fn answer(&self) -> Response<Body> {
-        let mut answer = status(StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+        let mut answer =
+            status(StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
         if let Some(seconds) = self.retry_after {
             answer.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
@@ -165,14 +166,20 @@ impl Refusal {
 }
 
 /// A blob or a range of it.
-fn content(blob: &Blob, range: Option<Range<usize>>, spoilt: Option<Spoilt>, flight: Option<Flight>) -> Response<Body> {
+fn content(
+    blob: &Blob,
+    range: Option<Range<usize>>,
+    spoilt: Option<Spoilt>,
+    flight: Option<Flight>,
+) -> Response<Body> {
     let len = blob.bytes.len();
     let asked = range.clone().unwrap_or(0..len);
     let mut answer = Response::new(body(blob.bytes.slice(asked.clone()), spoilt, flight));
     let head = answer.headers_mut();
     head.insert(CONTENT_LENGTH, asked.len().into());
     head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    if let (Some(range), Ok(said)) = (range, format!("bytes {}-{}/{len}", asked.start, asked.end - 1).parse()) {
+    if let (Some(range), Ok(said)) = (range, format!("bytes {}-{}/{len}", asked.start, asked.end - 1).parse())
+    {
         debug_assert!(!range.is_empty(), "range_of gives no empty range");
         head.insert(CONTENT_RANGE, said);
         *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
