@@ -3,11 +3,14 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 # Time that `make fuzz` gives each target, in seconds.
 SECONDS_EACH ?= 20
+# What `make cluster` runs; `make cluster SCENARIO=--list` shows what there is.
+SCENARIO ?= crowd
+NODES ?= 8
 
-.PHONY: help build demo test unit e2e bench fuzz lint deny install
+.PHONY: help build demo test unit e2e bench cluster bench-cluster fuzz lint deny install
 
 help: ## Show what there is
-	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## Build towline and towlined into target/release
 	$(CARGO) build --release --locked -p towline -p towlined
@@ -26,6 +29,16 @@ bench: ## Measure against plain containerd and print ratios
 	@tests/setup.sh test
 	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
 	@target/release/towline-bench
+
+cluster: ## One scenario on nodes with shaped links, beside the physical bound (SCENARIO=crowd NODES=8; SCENARIO=--list)
+	@tests/setup.sh test
+	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
+	@target/release/towline-cluster $(SCENARIO) --nodes $(NODES)
+
+bench-cluster: ## Everything that is promised of a cluster, median of 3, beside every node from the origin and owners only
+	@tests/setup.sh test
+	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
+	@target/release/towline-cluster --bench --runs 3
 
 fuzz: ## Every parser of foreign bytes under libFuzzer, SECONDS_EACH=20 each; needs a nightly compiler, installs cargo-fuzz if missing
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz

@@ -19,6 +19,9 @@ PACKAGES=(
     umoci:umoci
     busybox:busybox-static
     ip:iproute2
+    nft:nftables
+    tcpdump:tcpdump
+    faketime:faketime
 )
 
 here=$(cd "$(dirname "$0")" && pwd)

@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod cluster;
 pub mod convert;
 pub mod cri;
 pub mod exclusive;
