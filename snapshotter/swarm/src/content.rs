@@ -347,6 +347,11 @@ impl Content {
         self.throttle = (self.throttle + passed / THROTTLE_SECONDS).min(1.0);
     }
 
+    /// Where not everybody links with everybody, news takes a second hop.
+    pub(crate) fn window_time(&self, limits: &Limits) -> Duration {
+        limits.window_time * if self.owners.near().len() > limits.links { 2 } else { 1 }
+    }
+
     /// One past the last piece that its owner may fetch without being asked.
     ///
     /// Pieces go to the zone in their own order, a window of them at a time, like segments of a connection: what
@@ -355,7 +360,7 @@ impl Content {
     pub(crate) fn window_end(&self, limits: &Limits) -> u32 {
         let (least, most) = limits.window_first;
         let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
-        let window = (self.rate * limits.window_time.as_secs_f64()).ceil() as u32;
+        let window = (self.rate * self.window_time(limits).as_secs_f64()).ceil() as u32;
         let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
         self.known().saturating_add((window as u32).max(1)).min(self.pieces)
     }

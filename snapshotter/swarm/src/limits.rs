@@ -29,7 +29,7 @@ pub struct Limits {
     pub requests_per_peer: usize,
     /// Copies of one piece under way at once, the first included.
     pub copies: usize,
-    /// Requests to the origin under way at once.
+    /// Requests to the origin under way at once, while few take part; where many do, one.
     pub origin_requests: usize,
     /// The most pieces of one request to the origin, and of an owner group: 8 MiB, so that a redirect per request does not
     /// weigh much. With 16 MiB the last pieces of a run wait for the first, and the swarm with them.
@@ -37,7 +37,8 @@ pub struct Limits {
     /// Pieces that the cluster (of one zone) may have under way at the origin before it knows the origin's rate.
     /// Between these two, a sixteenth of the participants.
     pub window_first: (u32, u32),
-    /// The same later: what arrived in this time, so that a piece waits about this long.
+    /// The same later: what arrived in this time, so that a piece waits about this long. Twice that where nodes do not all
+    /// link with each other.
     pub window_time: Duration,
     /// The most of it, in pieces: 8 GiB/s at a window of one second.
     pub window_max: u32,
@@ -53,7 +54,8 @@ pub struct Limits {
     pub upload_rate: Option<u64>,
     /// Asks to this node as an owner that wait for a piece to arrive.
     pub parked_asks: usize,
-    /// The least time between two messages about what is here.
+    /// The least time between two messages about what is here. With 100 ms, news of a piece takes as long as the piece on
+    /// a link of 400 Mb/s.
     pub have_gap: Duration,
     /// The longest list of new pieces in one message; more is sent as a bitmap.
     pub have_list: usize,
@@ -103,8 +105,8 @@ impl Default for Limits {
             copies: 2,
             origin_requests: 2,
             origin_run: 2,
-            window_first: (8, 32),
-            window_time: Duration::from_millis(1200),
+            window_first: (6, 32),
+            window_time: Duration::from_millis(600),
             window_max: 2048,
             uploads: 4,
             uploads_max: 24,
@@ -112,7 +114,7 @@ impl Default for Limits {
             upload_queue_per_peer: 16,
             upload_rate: None,
             parked_asks: 256,
-            have_gap: Duration::from_millis(100),
+            have_gap: Duration::from_millis(50),
             have_list: 1024,
             fetching_list: 16,
             settle: (Duration::from_millis(50), Duration::from_millis(500)),

@@ -9,6 +9,8 @@ use crate::{Ask, Effect, PeerId, Swarm, Time};
 const SCAN: usize = 512;
 /// Of these, the most for which this node works out its rank (a hash per participant each).
 const RANKS: usize = 8;
+/// Participants of a zone from which on each makes one request to the origin at a time.
+const MANY: usize = 4;
 /// Requests of readers and peers looked at per call.
 const PULLS: usize = 64;
 
@@ -218,7 +220,13 @@ impl Swarm {
         now: Time,
         out: &mut Vec<Effect>,
     ) {
-        let most = self.limits.origin_requests * if pulled { 2 } else { 1 };
+        let Some(c) = &self.contents[slot] else { return };
+        let most = match self.limits.origin_requests {
+            few if pulled => 2 * few,
+            // Others keep the origin busy, and two pieces that come side by side both come late.
+            _ if c.owners.near().len() >= MANY => 1,
+            few => few,
+        };
         if self.origin.is_paused(now)
             || self.origin.under_way >= most
             || (out_of_turn && !self.origin.try_lease(now, &self.limits))

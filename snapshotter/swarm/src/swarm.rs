@@ -402,11 +402,13 @@ impl Swarm {
         self.adapt_depth();
         self.end_denial(now, out);
         self.give_up_stalled(now, out);
+        self.rebalance(now, out);
         self.hedge(now, out);
         for slot in 0..self.contents.len() {
             if self.contents[slot].is_some() {
-                let window = self.limits.window_time;
-                self.content(slot).update_rate(now, window);
+                let limits = self.limits;
+                let c = self.content(slot);
+                c.update_rate(now, c.window_time(&limits));
                 self.seek_links(slot, now, out);
                 self.drive_sources(slot, now, out);
                 self.tell(slot, now, out);
