@@ -90,6 +90,8 @@ pub(crate) struct Content {
     pub(crate) last_sent: Time,
     pub(crate) sent_known: u32,
     pub(crate) sent_queue: usize,
+    /// Pieces sent to peers.
+    pub(crate) given: u64,
     /// Pieces a second that become known, smoothed over about the window's time.
     rate: f64,
     rate_at: Time,
@@ -118,6 +120,7 @@ impl Content {
             rate_known: have.count(),
             sent_known: have.count(),
             sent_queue: 0,
+            given: 0,
             have,
             fill: false,
             wanted: Bitmap::new(pieces),

@@ -118,7 +118,7 @@ impl Default for Limits {
             have_list: 1024,
             fetching_list: 16,
             settle: (Duration::from_millis(50), Duration::from_millis(500)),
-            request_timeout: Duration::from_secs(4),
+            request_timeout: Duration::from_millis(2500),
             request_timeout_max: Duration::from_secs(60),
             hedge: Duration::from_millis(200),
             takeover: Duration::from_secs(2),

@@ -210,7 +210,9 @@ impl Swarm {
         let holders = c.links.iter().filter(|link| !link.far && link.have.has(piece) && fits(link.peer));
         let expected = holders.map(|link| (self.peers.expected(link.peer), link.peer));
         let (here, peer) = expected.min_by(|a, b| a.0.total_cmp(&b.0))?;
-        (alone && IDLE_GAIN * here < self.peers.waiting(other)).then_some((piece, peer))
+        // From one that just failed, whatever its line.
+        let there = if self.peers.is_usable(other, now) { self.peers.waiting(other) } else { f64::MAX };
+        (alone && IDLE_GAIN * here < there).then_some((piece, peer))
     }
 
     /// Asks a second peer for what takes long: a reader's piece soon, others when nothing else is left to ask.

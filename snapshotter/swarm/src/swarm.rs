@@ -140,7 +140,12 @@ impl Swarm {
             Event::Verified { request, content, piece } => self.verified(request, content, piece, now, out),
             Event::Progress { request } => {
                 if let Some(flight) = self.flights.get_mut(&request) {
-                    flight.deadline = flight.deadline.max(now + flight.patience);
+                    // Bytes that came once are told of every second: their end is noticed sooner than a long line is.
+                    let patience = match flight.target {
+                        Target::Peer(..) => flight.patience.min(self.limits.request_timeout),
+                        Target::Origin => flight.patience,
+                    };
+                    flight.deadline = now + patience;
                     flight.moving = true;
                 }
             }

@@ -157,7 +157,7 @@ impl Swarm {
 
     /// How long a request to a peer may go without a byte. A peer's line is part of it, so it grows with the load.
     pub(crate) fn peer_patience(&self, peer: PeerId, ask: Ask, urgent: bool) -> Duration {
-        let expected = Duration::from_secs_f64((8.0 * self.peers.expected(peer)).min(600.0));
+        let expected = Duration::from_secs_f64((5.0 * self.peers.expected(peer)).min(600.0));
         let least = match ask {
             Ask::Holder if !self.peers.is_proven(peer) => self.limits.request_timeout / 2,
             Ask::Holder => self.limits.request_timeout,
