@@ -9,7 +9,7 @@ use towline_artifact::ContentId;
 
 use crate::owners::Owners;
 use crate::rng::IdMap;
-use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Time, UploadId};
+use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Strategy, Time, UploadId};
 
 /// The least part of the window that an origin which throttles leaves.
 const THROTTLE_MIN: f64 = 1.0 / 64.0;
@@ -361,6 +361,9 @@ impl Content {
     /// becomes known (by links and by their word on what they know) moves it, and its length follows the rate. So the
     /// origin serves few requests quickly rather than all slowly, and pieces come in the order a loader reads.
     pub(crate) fn window_end(&self, limits: &Limits) -> u32 {
+        if limits.strategy == Strategy::OwnerOnly {
+            return self.pieces;
+        }
         let (least, most) = limits.window_first;
         let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
         let window = (self.rate * self.window_time(limits).as_secs_f64()).ceil() as u32;

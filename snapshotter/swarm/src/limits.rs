@@ -2,9 +2,21 @@
 
 use std::time::Duration;
 
+/// How a node gets pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// From whoever has them.
+    #[default]
+    Swarm,
+    /// From their owners alone, as a cache cluster does: what measurements compare the swarm with. No links.
+    OwnerOnly,
+}
+
 /// Bounds and times of a node's swarm. The defaults are what `docs/swarm.md` was measured with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
+    /// Not a bound: for comparisons.
+    pub strategy: Strategy,
     /// Contents a node takes part in at once. 4096 is some twenty models of 200 files.
     pub contents: usize,
     /// Participants known per content. Beyond it newcomers are not counted among the owners: 24 bytes each.
@@ -92,6 +104,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            strategy: Strategy::Swarm,
             contents: 4096,
             participants: 16_384,
             links_sought: 24,

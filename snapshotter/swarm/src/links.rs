@@ -81,6 +81,9 @@ impl Swarm {
 
     /// Offers links to participants chosen by chance until there are enough, and gives up offers nobody answers.
     pub(crate) fn seek_links(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        if self.is_owner_only() {
+            return;
+        }
         let c = self.content(slot);
         let late = |since: Time| now.since(since) >= OFFER_TIME;
         let stale: Vec<PeerId> =
@@ -187,7 +190,7 @@ impl Swarm {
         out: &mut Vec<Effect>,
     ) {
         self.with(content, |swarm, slot| {
-            if from == swarm.me.id || swarm.peers.is_banned(from, now) {
+            if from == swarm.me.id || swarm.peers.is_banned(from, now) || swarm.is_owner_only() {
                 out.push(Effect::Unlink { content, peer: from });
             } else if swarm.is_absurd(slot, have) {
                 swarm.counts.absurd += 1;

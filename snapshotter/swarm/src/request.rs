@@ -32,7 +32,11 @@ impl Swarm {
                     break;
                 }
                 let Some(c) = &self.contents[slot] else { continue };
-                if c.open.count() > 0 && !c.links.is_empty() && (!for_readers || !c.demand.is_empty()) {
+                let wanted = c.open.count() > 0 && (c.fill || for_readers);
+                if wanted && self.is_owner_only() {
+                    self.ask_owners(slot, for_readers, now, out);
+                } else if c.open.count() > 0 && !c.links.is_empty() && (!for_readers || !c.demand.is_empty())
+                {
                     self.pump_content(slot, for_readers, now, out);
                 }
             }
@@ -40,7 +44,7 @@ impl Swarm {
     }
 
     /// Requests to peers that may be under way.
-    fn request_limit(&self, for_readers: bool) -> usize {
+    pub(crate) fn request_limit(&self, for_readers: bool) -> usize {
         // What comes from the origin is new to everybody and shares this node's downlink with what peers send.
         let yielded = YIELDED * self.origin.under_way;
         let depth = (self.depth as usize).saturating_sub(yielded).max(self.limits.requests_per_peer);
@@ -103,7 +107,7 @@ impl Swarm {
         }
     }
 
-    fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
+    pub(crate) fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
         let outstanding = self.peers.get(peer).map_or(0, |standing| standing.outstanding);
         outstanding < self.per_peer_limit(for_readers) && self.peers.is_usable(peer, now)
     }

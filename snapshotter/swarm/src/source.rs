@@ -16,12 +16,15 @@ const PULLS: usize = 64;
 
 impl Swarm {
     /// Whether this node has listened long enough to tell that nobody near has what it would go to the origin for.
-    fn is_settled(&self, slot: usize, for_pull: bool, now: Time) -> bool {
+    pub(crate) fn is_settled(&self, slot: usize, for_pull: bool, now: Time) -> bool {
         let Some(c) = &self.contents[slot] else { return false };
         let age = now.since(c.added);
         let others = c.owners.count() - 1;
         if others == 0 {
             return for_pull || age >= if c.introduced { self.limits.settle.0 } else { self.limits.settle.1 };
+        }
+        if self.is_owner_only() {
+            return age >= if c.introduced { self.limits.settle.0 } else { self.limits.settle.1 };
         }
         let linked = c.links.len() - c.offers();
         age >= self.limits.settle.1
@@ -102,6 +105,13 @@ impl Swarm {
             return;
         }
         let mine = c.owners.owner(piece, 0) == Some(me);
+        if self.is_owner_only() {
+            let late = elapsed >= crate::owner_only::OWNER_PATIENCE;
+            if self.brings_as_owner(slot, piece, now) && !self.ask_far(slot, piece, pulled, late, now, out) {
+                self.ask_origin(slot, piece, pulled, false, now, out);
+            }
+            return;
+        }
         let turns = (elapsed.as_secs_f64() / step.as_secs_f64()) as u32;
         if !mine && !pulled && turns == 0 {
             return;

@@ -164,6 +164,9 @@ impl Swarm {
             Ask::Owner { .. } if urgent => self.limits.request_timeout / 2,
             Ask::Owner { .. } => self.limits.takeover.max(self.limits.request_timeout),
         };
+        if self.is_owner_only() {
+            return crate::owner_only::OWNER_PATIENCE;
+        }
         expected.max(least).min(self.limits.request_timeout_max.max(least))
     }
 }
