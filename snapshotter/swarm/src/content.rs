@@ -154,12 +154,17 @@ impl Content {
 
     /// Whether there is something to wait for: pieces, answers, news to tell.
     pub(crate) fn is_busy(&self) -> bool {
-        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.links.is_empty());
+        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.lonely());
         missing
             || !self.unsent.is_empty()
             || self.fetching_changed
             || !self.parked.is_empty()
             || self.offers() > 0
+    }
+
+    /// Whether there are others, and a link with none of them.
+    fn lonely(&self) -> bool {
+        self.links.is_empty() && self.owners.count() > 1
     }
 
     /// Links offered and not answered.

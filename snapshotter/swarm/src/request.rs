@@ -27,7 +27,8 @@ impl Swarm {
     pub(crate) fn pump(&mut self, now: Time, out: &mut Vec<Effect>) {
         for for_readers in [true, false] {
             let limit = self.request_limit(for_readers);
-            for slot in 0..self.contents.len() {
+            let mut next = 0;
+            while let Some(slot) = self.next_active(&mut next) {
                 if self.peer_flights >= limit {
                     break;
                 }

@@ -87,7 +87,9 @@ impl Swarm {
     }
 
     pub(crate) fn unpark(&mut self, upload: UploadId) {
-        for c in self.contents.iter_mut().flatten() {
+        let mut next = 0;
+        while let Some(slot) = self.next_active(&mut next) {
+            let c = self.content(slot);
             c.parked.retain(|_, all| {
                 all.retain(|parked| parked.upload != upload);
                 !all.is_empty()
