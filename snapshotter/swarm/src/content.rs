@@ -9,7 +9,7 @@ use towline_artifact::ContentId;
 
 use crate::owners::Owners;
 use crate::rng::IdMap;
-use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Time, UploadId};
+use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Strategy, Time, UploadId};
 
 /// The least part of the window that an origin which throttles leaves.
 const THROTTLE_MIN: f64 = 1.0 / 64.0;
@@ -90,6 +90,8 @@ pub(crate) struct Content {
     pub(crate) last_sent: Time,
     pub(crate) sent_known: u32,
     pub(crate) sent_queue: usize,
+    /// Pieces sent to peers.
+    pub(crate) given: u64,
     /// Pieces a second that become known, smoothed over about the window's time.
     rate: f64,
     rate_at: Time,
@@ -118,6 +120,7 @@ impl Content {
             rate_known: have.count(),
             sent_known: have.count(),
             sent_queue: 0,
+            given: 0,
             have,
             fill: false,
             wanted: Bitmap::new(pieces),
@@ -151,12 +154,17 @@ impl Content {
 
     /// Whether there is something to wait for: pieces, answers, news to tell.
     pub(crate) fn is_busy(&self) -> bool {
-        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.links.is_empty());
+        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.lonely());
         missing
             || !self.unsent.is_empty()
             || self.fetching_changed
             || !self.parked.is_empty()
             || self.offers() > 0
+    }
+
+    /// Whether there are others, and a link with none of them.
+    fn lonely(&self) -> bool {
+        self.links.is_empty() && self.owners.count() > 1
     }
 
     /// Links offered and not answered.
@@ -347,15 +355,23 @@ impl Content {
         self.throttle = (self.throttle + passed / THROTTLE_SECONDS).min(1.0);
     }
 
+    /// Where not everybody links with everybody, news takes a second hop.
+    pub(crate) fn window_time(&self, limits: &Limits) -> Duration {
+        limits.window_time * if self.owners.near().len() > limits.links { 2 } else { 1 }
+    }
+
     /// One past the last piece that its owner may fetch without being asked.
     ///
     /// Pieces go to the zone in their own order, a window of them at a time, like segments of a connection: what
     /// becomes known (by links and by their word on what they know) moves it, and its length follows the rate. So the
     /// origin serves few requests quickly rather than all slowly, and pieces come in the order a loader reads.
     pub(crate) fn window_end(&self, limits: &Limits) -> u32 {
+        if limits.strategy == Strategy::OwnerOnly {
+            return self.pieces;
+        }
         let (least, most) = limits.window_first;
         let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
-        let window = (self.rate * limits.window_time.as_secs_f64()).ceil() as u32;
+        let window = (self.rate * self.window_time(limits).as_secs_f64()).ceil() as u32;
         let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
         self.known().saturating_add((window as u32).max(1)).min(self.pieces)
     }

@@ -14,7 +14,7 @@ pub(crate) struct Standing {
     pub(crate) outstanding: usize,
     /// Links with it, over all contents.
     pub(crate) links: usize,
-    /// Seconds per piece, smoothed; none before its first.
+    /// Seconds per piece of its uplink, smoothed; none before its first.
     pace: Option<f64>,
     /// Its last word on how many uploads it has.
     pub(crate) queue: u16,
@@ -35,8 +35,10 @@ impl Standing {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     known: IdMap<PeerId, Standing>,
-    /// Seconds per piece over all peers, smoothed.
+    /// Seconds from asking to having over all peers, smoothed.
     pace: Option<f64>,
+    /// Seconds per piece of a peer's uplink over all peers, smoothed.
+    each: Option<f64>,
 }
 
 /// What a piece is thought to take before any came: 4 MiB at 170 Mb/s.
@@ -70,27 +72,34 @@ impl Peers {
         self.known.get(&id).is_none_or(|peer| peer.banned_until <= now && peer.rest_until <= now)
     }
 
+    /// Uploads of a peer that a new request would have to share its uplink with or wait for.
+    pub(crate) fn line(&self, id: PeerId) -> usize {
+        self.known.get(&id).map_or(0, |peer| peer.outstanding.max(usize::from(peer.queue)))
+    }
+
+    fn each(&self, id: PeerId) -> f64 {
+        let own = self.known.get(&id).and_then(|peer| peer.pace);
+        own.or(self.each).unwrap_or(FIRST_PACE)
+    }
+
     /// Seconds until one more piece would come from it.
     pub(crate) fn expected(&self, id: PeerId) -> f64 {
-        let Some(peer) = self.known.get(&id) else { return self.pace() };
-        let pace = peer.pace.unwrap_or_else(|| self.pace());
-        pace * (1.0 + peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 2.0)
+        self.each(id) * (1.0 + self.line(id) as f64)
     }
 
     /// Seconds until the last request under way to it is answered, as far as one can tell.
     pub(crate) fn waiting(&self, id: PeerId) -> f64 {
-        let Some(peer) = self.known.get(&id) else { return 0.0 };
-        let pace = peer.pace.unwrap_or_else(|| self.pace());
-        pace * (peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 2.0)
+        self.each(id) * self.line(id) as f64
     }
 
-    /// A piece came `took` after it was asked for, when `load` requests were under way to the peer, itself included.
+    /// A piece came `took` after it was asked for, when the peer's line was `load` long, itself included.
     pub(crate) fn served(&mut self, id: PeerId, took: Duration, load: usize) {
         let each = took.as_secs_f64() / load.max(1) as f64;
         self.pace = Some(smooth(self.pace, took.as_secs_f64()));
         let peer = self.entry(id);
         peer.pace = Some(smooth(peer.pace, each));
         peer.failures = 0;
+        self.each = Some(smooth(self.each, each));
     }
 
     /// It stalled, refused or broke off: it rests, longer each time in a row. True when its word on what it has is no

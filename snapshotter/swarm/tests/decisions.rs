@@ -199,3 +199,24 @@ fn strangers_cannot_make_a_node_go_to_the_origin_for_what_it_does_not_own() {
     assert!((16..=31).contains(&refused), "{refused} of 32 refused");
     assert!(node.swarm.under_way().1 <= 2 * Limits::default().origin_requests);
 }
+
+#[test]
+fn contents_at_rest_cost_nothing() {
+    let mut node = Node::new(&[2, 3]);
+    for n in 0..1000u32 {
+        let mut id = [7; 32];
+        id[..4].copy_from_slice(&n.to_le_bytes());
+        let content = ContentId(id);
+        node.apply(Event::Add { content, have: Bitmap::full(32) });
+        let peers = vec![Peer { id: PeerId(2), zone: Zone(0), weight: 1 }];
+        node.apply(Event::Joined { content, peers });
+    }
+    assert!(node.swarm.active_contents() >= 1000);
+    node.pass(1000);
+    assert_eq!(node.swarm.active_contents(), 0);
+    assert_eq!(node.swarm.next_deadline(), None);
+    node.apply(Event::Fill { content: CONTENT, on: true });
+    assert!(node.swarm.next_deadline().is_some());
+    node.pass(1000);
+    assert_eq!(node.swarm.active_contents(), 1);
+}
