@@ -83,7 +83,7 @@ fn limits(peers: &Peers) -> Limits {
     let mut limits = Limits { upload_rate: peers.upload_rate.map(|rate| rate.0), ..Limits::default() };
     match peers.strategy {
         Strategy::Swarm => {}
-        Strategy::OwnerOnly => limits.links_sought = 0,
+        Strategy::OwnerOnly => limits.strategy = towline_swarm::Strategy::OwnerOnly,
     }
     limits
 }
