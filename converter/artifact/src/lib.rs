@@ -6,6 +6,7 @@
 pub mod image;
 pub mod index;
 mod json;
+pub mod manifest;
 pub mod memory;
 pub mod model;
 pub mod path;

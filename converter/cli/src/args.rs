@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Status(StatusArgs),
+    Prefetch(PrefetchArgs),
+    Release(ReleaseArgs),
     ContainerdConfig(ContainerdConfigArgs),
 }
 
@@ -145,9 +147,67 @@ pub(crate) struct StatusArgs {
     /// How to write the result
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// How the daemon of this node is reached.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DaemonArgs {
     /// The daemon's control socket
     #[arg(long, value_name = "SOCKET", env = "TOWLINE_CONTROL", default_value = "/run/towline/control.sock")]
     pub(crate) control: PathBuf,
+}
+
+/// Fetch a model to this node and keep it, without containerd.
+///
+/// The daemon looks the reference up, fetches the whole model in the background, and keeps it until `towline release`,
+/// restarts included. A tag is looked up each time; if it was moved, the node keeps what it names now instead.
+#[derive(Debug, ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  towline prefetch registry.example.com/models/qwen3-8b:v1
+  towline prefetch --wait registry.example.com/models/qwen3-8b@sha256:<digest>
+  towline prefetch --wait --output json registry.example.com/models/qwen3-8b:v1
+
+Without --wait the command ends as soon as the model is known and kept; `towline status`
+shows how far it is. With --wait it ends when every byte is here, verified and durable,
+however often fetches fail on the way. Interrupting it does not end the fetch.
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.")]
+pub(crate) struct PrefetchArgs {
+    /// The image: HOST/REPOSITORY[:TAG][@DIGEST]
+    #[arg(value_name = "REF")]
+    pub(crate) image: String,
+    /// Wait until every byte is here
+    #[arg(long, short)]
+    pub(crate) wait: bool,
+    /// How to write the result
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    /// Show no progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// Give up what prefetch keeps.
+///
+/// The bytes go when nothing else needs them: no other reference, no mount, no image of containerd's. Needs no registry.
+#[derive(Debug, ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  towline release registry.example.com/models/qwen3-8b:v1")]
+pub(crate) struct ReleaseArgs {
+    /// The image, as given to prefetch
+    #[arg(value_name = "REF")]
+    pub(crate) image: String,
+    /// How to write the result
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
 }
 
 /// Print the configuration that containerd needs.
@@ -229,6 +289,9 @@ mod tests {
         check("towline convert --output yaml hf://a/b oci:d:t", false);
         check("towline containerd-config --containerd 2.2", true);
         check("towline containerd-config --containerd 1.7", false);
+        check("towline prefetch --wait --output json r.example.com/x:1 --control /s", true);
+        check("towline prefetch", false);
+        check("towline release r.example.com/x:1", true);
         check("towline", false);
     }
 }

@@ -36,9 +36,14 @@ impl Problem {
         Self { exit: Exit::Usage, ..Self::failed(text) }
     }
 
-    /// The user stopped the program.
+    /// The user stopped a conversion.
     pub(crate) fn interrupted() -> Self {
-        Self { exit: Exit::Interrupted, ..Self::failed("interrupted") }
+        Self::stopped("nothing was published")
+    }
+
+    /// The user stopped the program; `left` says what that means for the work that was under way.
+    pub(crate) fn stopped(left: &str) -> Self {
+        Self { exit: Exit::Interrupted, ..Self::failed(format!("interrupted, {left}")) }
     }
 
     /// Adds what the user can do about it.
@@ -49,9 +54,11 @@ impl Problem {
 
 /// The lines for stderr.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
-    if exit(error) == Exit::Interrupted {
+    if let Some(problem) = error.chain().find_map(|cause| cause.downcast_ref::<Problem>())
+        && problem.exit == Exit::Interrupted
+    {
         // What it was doing at that moment is no news to the one who stopped it.
-        return "error: interrupted, nothing was published".to_owned();
+        return format!("error: {problem}");
     }
     let mut text = format!("error: {}", causes(error));
     if let Some(hint) = error.chain().find_map(hint) {

@@ -5,10 +5,12 @@
 mod args;
 mod containerd_config;
 mod convert;
+mod daemon;
 mod error;
 mod image;
 mod inspect;
 mod output;
+mod prefetch;
 mod progress;
 mod registry;
 mod source;
@@ -51,6 +53,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Prefetch(args) => prefetch::prefetch(args, stop_on_signal()?).await,
+        Command::Release(args) => prefetch::release(args).await,
         Command::ContainerdConfig(args) => containerd_config::run(&args),
     }
 }

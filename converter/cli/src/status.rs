@@ -2,23 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
-use towline_proto::control::v1::control_client::ControlClient;
-use towline_proto::control::v1::{State, StatusRequest, StatusResponse};
+use towline_proto::control::v1::{StatusRequest, StatusResponse};
 
 use crate::args::{Output, StatusArgs};
-use crate::error::Problem;
+use crate::daemon::{self, Model, QUICK, asking, refusal};
 use crate::output::{self, Align, clean, size, table};
 
-/// Limit for one question to the daemon, which answers from memory.
-const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between refreshes of `--watch`.
 const REFRESH: Duration = Duration::from_secs(1);
 /// Goes to the top left and clears the screen from there.
@@ -34,20 +28,6 @@ struct Status {
     store: Store,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Model {
-    reference: String,
-    manifest: String,
-    source: String,
-    commit: String,
-    files: u64,
-    bytes: u64,
-    bytes_local: u64,
-    bytes_from_origin: u64,
-    state: &'static str,
-    last_error: String,
-}
-
 #[derive(Clone, Debug, Default, Serialize)]
 struct Store {
     contents: u64,
@@ -58,29 +38,11 @@ struct Store {
 impl From<StatusResponse> for Status {
     fn from(wire: StatusResponse) -> Self {
         let store = wire.store.unwrap_or_default();
-        let model = |wire: towline_proto::control::v1::Model| Model {
-            state: match wire.state() {
-                State::Unspecified => "unknown",
-                State::Idle => "idle",
-                State::Fetching => "fetching",
-                State::Waiting => "waiting",
-                State::Complete => "complete",
-            },
-            reference: wire.reference,
-            manifest: wire.manifest,
-            source: wire.source,
-            commit: wire.commit,
-            files: wire.files,
-            bytes: wire.bytes,
-            bytes_local: wire.bytes_local,
-            bytes_from_origin: wire.bytes_from_origin,
-            last_error: wire.last_error,
-        };
         Self {
             version: wire.version,
             uptime_seconds: wire.uptime_seconds,
             passthrough: wire.passthrough,
-            models: wire.models.into_iter().map(model).collect(),
+            models: wire.models.into_iter().map(Model::from).collect(),
             store: Store {
                 contents: store.contents,
                 contents_sealed: store.contents_sealed,
@@ -96,7 +58,7 @@ impl From<StatusResponse> for Status {
 /// When the daemon does not answer. While watching, only the first time: a daemon may be restarted under the watcher.
 pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     let mut seen = Seen::default();
-    let mut status = ask(&args.control).await?;
+    let mut status = ask(&args.daemon.control).await?;
     if !args.watch {
         return show(&status, &seen, args.output, "");
     }
@@ -106,7 +68,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
         seen = Seen::new(&status, Instant::now());
         tokio::time::sleep(REFRESH).await;
         status = loop {
-            match ask(&args.control).await {
+            match ask(&args.daemon.control).await {
                 Ok(status) => break status,
                 Err(error) => eprintln!("{}", crate::error::describe(&error)),
             }
@@ -120,44 +82,9 @@ fn show(status: &Status, seen: &Seen, output: Output, clear: &str) -> anyhow::Re
 }
 
 async fn ask(socket: &Path) -> anyhow::Result<Status> {
-    let asking = || format!("ask the daemon at {}", socket.display());
-    let channel =
-        connect(socket.to_owned()).await.map_err(|error| unreachable(&error, socket)).with_context(asking)?;
-    let response = ControlClient::new(channel).status(StatusRequest {}).await;
-    let response =
-        response.map_err(|status| Problem::failed(format!("{}: {}", status.code(), clean(status.message()))));
-    Ok(response.with_context(asking)?.into_inner().into())
-}
-
-async fn connect(socket: PathBuf) -> Result<Channel, std::io::Error> {
-    // Connecting first gives the system's own error; the channel would wrap it beyond recognition.
-    let first = UnixStream::connect(&socket).await?;
-    let mut first = Some(first);
-    let connector = tower::service_fn(move |_| {
-        let (first, socket) = (first.take(), socket.clone());
-        async move {
-            let stream = match first {
-                Some(stream) => stream,
-                None => UnixStream::connect(socket).await?,
-            };
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        }
-    });
-    // The address is never resolved; it only becomes the request's authority.
-    let endpoint = Endpoint::from_static("http://localhost").timeout(TIMEOUT).connect_timeout(TIMEOUT);
-    endpoint.connect_with_connector(connector).await.map_err(std::io::Error::other)
-}
-
-fn unreachable(error: &std::io::Error, socket: &Path) -> Problem {
-    let problem = Problem::failed(error.to_string());
-    match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => problem.hint(format!(
-            "start towlined, or name its control socket with --control (nothing listens on {})",
-            socket.display()
-        )),
-        std::io::ErrorKind::PermissionDenied => problem.hint("only root may open the control socket"),
-        _ => problem,
-    }
+    let response = daemon::client(socket, QUICK).await?.status(StatusRequest {}).await;
+    let response = response.map_err(|status| refusal(&status)).with_context(|| asking(socket))?;
+    Ok(response.into_inner().into())
 }
 
 /// What was local at the refresh before: rates are differences.
@@ -212,22 +139,22 @@ fn text(status: &Status, seen: &Seen, now: Instant) -> String {
         ("%", right),
         ("RATE", right),
         ("ORIGIN", right),
+        ("PEERS", right),
         ("LAST ERROR", left),
     ];
     let rows: Vec<Vec<String>> = status
         .models
         .iter()
         .map(|model| {
-            let name =
-                [&model.reference, &model.source, &model.manifest].into_iter().find(|name| !name.is_empty());
             vec![
-                clean(name.map_or("", String::as_str)),
+                model.name(),
                 model.state.to_owned(),
                 size(model.bytes_local),
                 size(model.bytes),
                 percent(model.bytes_local, model.bytes),
                 seen.rate(model, now).map_or_else(|| "-".to_owned(), |rate| format!("{}/s", size(rate))),
                 size(model.bytes_from_origin),
+                size(model.bytes_from_peers),
                 clean(&model.last_error),
             ]
         })
@@ -244,6 +171,7 @@ fn percent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use towline_proto::control::v1::State;
 
     fn status(local: u64) -> Status {
         let model = towline_proto::control::v1::Model {
@@ -252,6 +180,7 @@ mod tests {
             bytes: 10 << 20,
             bytes_local: local,
             bytes_from_origin: 3 << 20,
+            bytes_from_peers: 2 << 20,
             state: State::Fetching as i32,
             last_error: "con\u{1b}nection refused".into(),
             ..Default::default()
@@ -275,7 +204,7 @@ mod tests {
         };
         assert_eq!(
             row(&first),
-            "r.example.com/m:v1 fetching 5.0 MiB 10.0 MiB 50 - 3.0 MiB con nection refused"
+            "r.example.com/m:v1 fetching 5.0 MiB 10.0 MiB 50 - 3.0 MiB 2.0 MiB con nection refused"
         );
         let seen = Seen::new(&status(5 << 20), start);
         let second = text(&status(9 << 20), &seen, start + Duration::from_secs(2));

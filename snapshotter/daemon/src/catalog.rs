@@ -1,12 +1,12 @@
 //! The models that the node knows, durably.
 //!
 //! Per model one file `models/HEX` with its base layer, and one record in `models.redb` that says where the model can
-//! be fetched. The record is committed after the file is durable, so a record always has its file; files without a
-//! record are removed at the next start. Nothing here needs the network.
+//! be fetched and what holds it. The record is committed after the file is durable, so a record always has its file;
+//! files without a record are removed at the next start. Nothing here needs the network.
 //!
 //! A write that fails leaves the database unusable until it is opened anew, which the next write does: a disk that was
-//! full needs no restart. Lock order: `writer` (one change at a time, across disk), then a model's `places` or the index
-//! (never across disk).
+//! full needs no restart. Lock order: `writer` (one change at a time, across disk), then a model's `places`, the index or
+//! `unreadable` (never across disk); the index, then a model's needs.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -25,13 +25,18 @@ use towline_artifact::{Model, Sha256};
 use towline_modelfs::{ContentHandle, Engine, FillId, Tree};
 use towline_store::StoreError;
 
+use crate::needs::{Holds, Needs, Pin};
+
 /// Base layer digest to a [`Record`] as JSON.
 const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
 /// Single numbers by name.
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const NEXT_SLOT: &str = "next_slot";
-/// Version of the records; another one is refused.
+const VERSION_KEY: &str = "version";
+/// Version of the records.
 const VERSION: u64 = 1;
+/// Version once a model was held: a daemon that knows nothing of holds would remove it, and is to refuse instead.
+const VERSION_WITH_HOLDS: u64 = 2;
 /// Where a model was seen; older places beyond this many are forgotten.
 const MAX_PLACES: usize = 8;
 /// Slots are 24 bits of an inode number, and never used twice.
@@ -54,6 +59,22 @@ pub(crate) struct Place {
 struct Record {
     slot: u64,
     places: Vec<Place>,
+    #[serde(flatten)]
+    holds: Holds,
+}
+
+/// A record that the start could not make a model of. Volumes of it may be mounted all the same.
+#[derive(Debug)]
+struct Unreadable {
+    key: String,
+    /// `None` if not even the record can be read.
+    record: Option<Record>,
+}
+
+impl Unreadable {
+    fn holds(&self) -> Holds {
+        self.record.as_ref().map(|record| record.holds.clone()).unwrap_or_default()
+    }
 }
 
 /// A model and what the daemon holds of it.
@@ -64,6 +85,7 @@ pub(crate) struct KnownModel {
     pub(crate) slot: u32,
     base: File,
     places: Mutex<Vec<Place>>,
+    pub(crate) needs: Needs,
     trees: Vec<OnceLock<Tree>>,
     handles: Vec<OnceLock<Arc<ContentHandle>>>,
     /// Set by whoever starts the fill, before the work of it.
@@ -82,6 +104,7 @@ impl KnownModel {
         Self {
             slot: u32::try_from(record.slot).expect("bounded when it was given out"),
             places: Mutex::new(record.places),
+            needs: Needs::new(record.holds),
             trees: chains.iter().map(|_| OnceLock::new()).collect(),
             handles: model.files.iter().map(|_| OnceLock::new()).collect(),
             fill_begun: AtomicBool::new(false),
@@ -168,8 +191,7 @@ pub(crate) struct Catalog {
     /// `None` after a failed write.
     writer: Mutex<Option<Database>>,
     known: RwLock<Known>,
-    /// Records that the start could not make models of, by key. Volumes of them may be mounted all the same.
-    unreadable: Mutex<Vec<String>>,
+    unreadable: Mutex<Vec<Unreadable>>,
 }
 
 impl Catalog {
@@ -183,13 +205,13 @@ impl Catalog {
         {
             write.open_table(MODELS)?;
             let mut numbers = write.open_table(NUMBERS)?;
-            let version = numbers.get("version")?.map(|value| value.value());
+            let version = numbers.get(VERSION_KEY)?.map_or(VERSION, |value| value.value());
             ensure!(
-                version.is_none_or(|v| v == VERSION),
-                "{} has version {version:?}, this build reads {VERSION}",
+                (VERSION..=VERSION_WITH_HOLDS).contains(&version),
+                "{} has version {version}, this build reads up to {VERSION_WITH_HOLDS}",
                 path.display()
             );
-            numbers.insert("version", VERSION)?;
+            numbers.insert(VERSION_KEY, version)?;
         }
         write.commit()?;
         let catalog = Self {
@@ -218,7 +240,8 @@ impl Catalog {
                         error = format!("{error:#}"),
                         "model cannot be read; its volumes are refused"
                     );
-                    unreadable.push(key.to_owned());
+                    let record = serde_json::from_slice(value.value()).ok();
+                    unreadable.push(Unreadable { key: key.to_owned(), record });
                 }
             }
             names.insert(key.trim_start_matches("sha256:").to_owned());
@@ -234,12 +257,13 @@ impl Catalog {
         Ok(())
     }
 
-    /// Removes the records of unreadable models that have no snapshot, whose base layers are not in `chains` (sorted).
+    /// Removes the records of unreadable models that nothing holds and whose base layers are not in `chains` (sorted).
     /// True if others are left: then nobody knows which contents and trees are in use.
     pub(crate) fn has_unreadable_but(&self, chains: &[String]) -> bool {
         let mut unreadable = lock(&self.unreadable);
-        unreadable.retain(|key| {
-            let is_used = chains.binary_search(key).is_ok();
+        unreadable.retain(|Unreadable { key, record }| {
+            let is_held = record.as_ref().is_some_and(|record| !record.holds.is_empty());
+            let is_used = is_held || chains.binary_search(key).is_ok();
             if !is_used && let Err(error) = self.remove_record(key) {
                 tracing::warn!(
                     digest = key,
@@ -293,24 +317,41 @@ impl Catalog {
         models
     }
 
-    /// Adds a model, or a place to a known one; durable when it returns. `base` is the whole base layer.
+    /// Adds a model that is being pulled, or a place to a known one; durable when it returns. `base` is the whole base
+    /// layer.
     pub(crate) fn add(&self, base: &[u8], model: Model, place: Place) -> anyhow::Result<Arc<KnownModel>> {
+        let digest = model.base;
+        let pin = self.add_pinned(base, model, place)?;
+        // Pinned, so it is still there.
+        self.pull(digest);
+        Ok(Arc::clone(pin.model()))
+    }
+
+    /// As [`Self::add`], for a model that stays only if something comes to hold it before the pin goes.
+    pub(crate) fn add_pinned(&self, base: &[u8], model: Model, place: Place) -> anyhow::Result<Pin> {
         let mut writer = self.lock_writer();
-        if let Some((known, _)) = self.by_chain(model.base) {
-            self.write_place(&mut writer, &known, place)?;
-            return Ok(known);
+        if let Some(pin) = self.pin(model.base) {
+            self.write_place(&mut writer, &pin, place)?;
+            return Ok(pin);
         }
+        let key = model.base.to_string();
         let path = self.base_path(model.base);
+        // One that could not be read is mended, and keeps what it was asked to.
+        let holds = lock(&self.unreadable).iter().find(|entry| entry.key == key).map(Unreadable::holds);
+        let holds = holds.unwrap_or_default();
         let added = self.write_base(&path, base).and_then(|file| {
-            let slot = self.write(&mut writer, |write| write_new(write, model.base, &place))?;
-            Ok(KnownModel::new(model, file, Record { slot, places: vec![place] }))
+            let record = self.write(&mut writer, |write| write_new(write, model.base, place, holds))?;
+            Ok(KnownModel::new(model, file, record))
         });
         // A full disk gets back what it gave. Should the record have been written all the same, the next start finds
         // it without its file, and no snapshot of it.
         let known = added.inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        lock(&self.unreadable).retain(|entry| entry.key != key);
+        known.needs.set_pulled(false);
         let known = Arc::new(known);
-        self.insert(Arc::clone(&known));
-        Ok(known)
+        let pin = Pin::new(Arc::clone(&known));
+        self.insert(known);
+        Ok(pin)
     }
 
     fn write_base(&self, path: &Path, base: &[u8]) -> anyhow::Result<File> {
@@ -347,22 +388,109 @@ impl Catalog {
         places.push(place);
         let excess = places.len().saturating_sub(MAX_PLACES);
         places.drain(..excess);
-        let record = Record { slot: known.slot.into(), places };
+        let record = Record { slot: known.slot.into(), places, holds: known.needs.holds() };
         // A model that was forgotten meanwhile must not come back.
         if self.by_slot(known.slot).is_some() {
-            self.write(writer, |write| write_record(write, known.model.base, &record))?;
+            self.write(writer, |write| write_record(write, &known.model.base.to_string(), &record))?;
         }
         *lock(&known.places) = record.places;
         Ok(())
     }
 
-    /// Forgets a model, in memory; from here on it is as if it had never been pulled. Quick.
-    pub(crate) fn forget(&self, base: Sha256) -> Option<Arc<KnownModel>> {
+    /// A model is being pulled, if it is known: it stays until [`Self::unpull`].
+    pub(crate) fn pull(&self, base: Sha256) -> Option<Arc<KnownModel>> {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let (known, _) = all.by_chain.get(&base)?;
+        known.needs.set_pulled(true);
+        Some(Arc::clone(known))
+    }
+
+    /// No snapshot of a model is left.
+    pub(crate) fn unpull(&self, base: Sha256) {
+        if let Some((known, _)) = self.by_chain(base) {
+            known.needs.set_pulled(false);
+        }
+    }
+
+    /// The model of a base layer, if it is known. It stays while it is pinned.
+    pub(crate) fn pin(&self, base: Sha256) -> Option<Pin> {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        all.by_chain.get(&base).map(|(known, _)| Pin::new(Arc::clone(known)))
+    }
+
+    /// The model that is held under `reference`, pinned.
+    pub(crate) fn pin_held(&self, reference: &str) -> Option<Pin> {
+        let held = self.models().into_iter().find(|known| known.needs.holds().names(reference))?;
+        self.pin(held.model.base)
+    }
+
+    /// What holds the models that cannot be read.
+    pub(crate) fn unreadable_holds(&self) -> Vec<Holds> {
+        lock(&self.unreadable).iter().map(Unreadable::holds).collect()
+    }
+
+    /// Changes what holds the models, all in one step, and is durable when it returns. `change` sees every model, and
+    /// `None` for one that cannot be read; it may refuse. Gives how many models it changed.
+    pub(crate) fn change_holds<E: From<anyhow::Error>>(
+        &self,
+        mut change: impl FnMut(Option<&KnownModel>, &mut Holds) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let mut writer = self.lock_writer();
+        let mut changed = Vec::new();
+        for known in self.models() {
+            let before = known.needs.holds();
+            let mut holds = before.clone();
+            change(Some(&known), &mut holds)?;
+            if holds != before {
+                changed.push((known, holds));
+            }
+        }
+        let mut unreadable = lock(&self.unreadable);
+        let mut mended = Vec::new();
+        for (n, entry) in unreadable.iter().enumerate() {
+            let Some(record) = &entry.record else { continue };
+            let mut holds = record.holds.clone();
+            change(None, &mut holds)?;
+            if holds != record.holds {
+                let (slot, places) = (record.slot, record.places.clone());
+                mended.push((n, Record { slot, places, holds }));
+            }
+        }
+        if changed.is_empty() && mended.is_empty() {
+            return Ok(0);
+        }
+        self.write(&mut writer, |write| {
+            for (known, holds) in &changed {
+                let (slot, places) = (known.slot.into(), known.places());
+                let record = Record { slot, places, holds: holds.clone() };
+                write_record(write, &known.model.base.to_string(), &record)?;
+            }
+            for (n, record) in &mended {
+                write_record(write, &unreadable[*n].key, record)?;
+            }
+            Ok(())
+        })?;
+        let count = changed.len() + mended.len();
+        changed.into_iter().for_each(|(known, holds)| known.needs.set_holds(holds));
+        mended.into_iter().for_each(|(n, record)| unreadable[n].record = Some(record));
+        Ok(count)
+    }
+
+    /// Whether there is a model that nothing needs: a call that pinned it was given up.
+    pub(crate) fn has_unneeded(&self) -> bool {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        all.by_slot.values().any(|known| known.needs.is_empty())
+    }
+
+    /// Forgets the models that nothing needs, in memory; from here on it is as if they had never been known. Quick.
+    pub(crate) fn take_unneeded(&self) -> Vec<Arc<KnownModel>> {
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let (known, _) = all.by_chain.get(&base).cloned()?;
-        known.chains.iter().for_each(|chain| drop(all.by_chain.remove(chain)));
-        all.by_slot.remove(&known.slot);
-        Some(known)
+        let unneeded: Vec<_> = all.by_slot.values().filter(|known| known.needs.is_empty()).cloned().collect();
+        for known in &unneeded {
+            known.chains.iter().for_each(|chain| drop(all.by_chain.remove(chain)));
+            all.by_slot.remove(&known.slot);
+        }
+        unneeded
     }
 
     /// Removes what is on disk of a model that was forgotten, unless it was pulled again.
@@ -414,8 +542,8 @@ impl Catalog {
     }
 }
 
-/// Writes the record of a model that was not known, and returns its slot.
-fn write_new(write: &WriteTransaction, base: Sha256, place: &Place) -> anyhow::Result<u64> {
+/// Writes the record of a model that was not known, with a slot of its own.
+fn write_new(write: &WriteTransaction, base: Sha256, place: Place, holds: Holds) -> anyhow::Result<Record> {
     let slot = {
         let mut numbers = write.open_table(NUMBERS)?;
         let slot = numbers.get(NEXT_SLOT)?.map_or(1, |value| value.value());
@@ -423,13 +551,17 @@ fn write_new(write: &WriteTransaction, base: Sha256, place: &Place) -> anyhow::R
         numbers.insert(NEXT_SLOT, slot + 1)?;
         slot
     };
-    write_record(write, base, &Record { slot, places: vec![place.clone()] })?;
-    Ok(slot)
+    let record = Record { slot, places: vec![place], holds };
+    write_record(write, &base.to_string(), &record)?;
+    Ok(record)
 }
 
-fn write_record(write: &WriteTransaction, base: Sha256, record: &Record) -> anyhow::Result<()> {
+fn write_record(write: &WriteTransaction, key: &str, record: &Record) -> anyhow::Result<()> {
+    if !record.holds.is_empty() {
+        write.open_table(NUMBERS)?.insert(VERSION_KEY, VERSION_WITH_HOLDS)?;
+    }
     let json = serde_json::to_vec(record)?;
-    write.open_table(MODELS)?.insert(base.to_string().as_str(), json.as_slice())?;
+    write.open_table(MODELS)?.insert(key, json.as_slice())?;
     Ok(())
 }
 

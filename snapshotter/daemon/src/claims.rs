@@ -71,16 +71,8 @@ impl Models for Claims {
         let id: Sha256 = chain.parse().map_err(|_| unknown())?;
         let (known, layer) = self.0.catalog.by_chain(id).ok_or_else(unknown)?;
         self.0.volume_opened();
-        if layer + 1 == known.chains.len()
-            && !self.0.relabels
-            && let Some(path) = known.sealed_tree.get()
-        {
-            return Ok(path.clone());
-        }
-        let mount = self.0.mount.get().filter(|mount| mount.is_serving());
-        let mount = mount
-            .ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "the FUSE mount is not being served"))?;
-        Ok(mount.dir().join(hex::encode(id.0)))
+        crate::volumes::directory(&self.0, &known, layer)
+            .ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "the FUSE mount is not being served"))
     }
 
     fn refuses_changes(&self, directory: &Path) -> bool {
@@ -146,7 +138,7 @@ impl Claims {
         }
         let place = place(labels);
         let node = Arc::clone(&self.0);
-        if let Some(known) = node.revive(digest) {
+        if let Some(known) = node.catalog.pull(digest) {
             // Another image with the same model may be a better source. Without a place the old ones have to do.
             if let Ok((place, _)) = place {
                 tokio::task::spawn_blocking(move || {

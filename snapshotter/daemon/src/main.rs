@@ -7,11 +7,15 @@ mod claims;
 mod config;
 mod control;
 mod error;
+mod host_mounts;
 mod http;
 mod metrics;
+mod mountinfo;
+mod needs;
 mod node;
 mod notify;
 mod origin;
+mod resolve;
 #[cfg(test)]
 mod testing;
 mod volumes;
@@ -41,10 +45,13 @@ use towline_store::{Store, StoreOptions};
 
 use crate::claims::Claims;
 use crate::config::{Config, LogFormat};
+use crate::host_mounts::HostMounts;
 use crate::node::Node;
 use crate::origin::Origins;
 use crate::volumes::Volumes;
 
+/// How long the start waits for the mounts of this host to be made again; a directory may lie on a dead file system.
+const RESTORE: Duration = Duration::from_secs(30);
 /// How long calls under way may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// The largest message containerd sends.
@@ -146,6 +153,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Snapshotter::open(towline_snapshots::Options::new(config.root.join("snapshots")), models)?;
     node.forget_all_but(&snapshotter.chains());
 
+    let mounts = restore_mounts(&node).await;
     // First, so that whoever finds the sockets finds this, too.
     let http = match config.http.listen.as_str() {
         "" => None,
@@ -163,7 +171,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     );
     let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(snapshots), stopped());
     tasks.spawn(report("snapshots service", serving, stop.clone()));
-    let service = control::Service { node: Arc::clone(&node), started };
+    let service = control::Service::new(Arc::clone(&node), mounts, started);
     let server = tonic::transport::Server::builder().add_service(ControlServer::new(service));
     let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(control), stopped());
     tasks.spawn(report("control service", serving, stop.clone()));
@@ -232,6 +240,17 @@ fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
     }
     node.mount.set(mount).expect("mounted once");
     Ok(node)
+}
+
+/// Makes the recorded mounts of this host again, before anybody is told that the daemon is ready.
+async fn restore_mounts(node: &Arc<Node>) -> Arc<HostMounts> {
+    let mounts = Arc::new(HostMounts::new(Arc::clone(node)));
+    let restoring = Arc::clone(&mounts);
+    let restored = tokio::task::spawn_blocking(move || restoring.restore());
+    if tokio::time::timeout(RESTORE, restored).await.is_err() {
+        tracing::error!("mounts of this host take over {} s to be made again", RESTORE.as_secs());
+    }
+    mounts
 }
 
 fn engine_options(config: &Config) -> EngineOptions {

@@ -39,9 +39,6 @@ pub(crate) struct Node {
     /// Whether this host relabels volumes for SELinux. Plain directories share files between pods and cannot carry each
     /// pod's label; FUSE volumes answer that they have none.
     pub(crate) relabels: bool,
-    /// Base layers whose last snapshot is gone; removed by the next cleanup. Held while a model is taken out of the
-    /// catalogue, so that a pull that comes meanwhile either keeps the model or does not find it.
-    dead: Mutex<HashSet<Sha256>>,
     /// What no model needs, and could not be removed yet: somebody reads it, or the disk refused.
     unwanted: Mutex<Unwanted>,
     /// Held while a model's plain directory is made or removed.
@@ -77,7 +74,6 @@ impl Node {
             stop,
             volumes_open: AtomicU64::new(0),
             relabels: Path::new("/sys/fs/selinux/enforce").exists(),
-            dead: Mutex::default(),
             unwanted: Mutex::default(),
             trees: Mutex::default(),
         })
@@ -94,7 +90,10 @@ impl Node {
 
     /// Starts to fetch the whole model, once. Returns at once; the work is on the blocking pool.
     pub(crate) fn start_fill(self: &Arc<Self>, known: &Arc<KnownModel>) {
-        if !self.config.fetch.fill || !self.is_known(known) || known.fill_begun.swap(true, Ordering::AcqRel) {
+        if !(self.config.fetch.fill || known.needs.is_kept())
+            || !self.is_known(known)
+            || known.fill_begun.swap(true, Ordering::AcqRel)
+        {
             return;
         }
         let (node, known) = (Arc::clone(self), Arc::clone(known));
@@ -127,7 +126,7 @@ impl Node {
     }
 
     /// Whether the model was not removed. Slots are never used twice.
-    fn is_known(&self, known: &KnownModel) -> bool {
+    pub(crate) fn is_known(&self, known: &KnownModel) -> bool {
         self.catalog.by_slot(known.slot).is_some()
     }
 
@@ -189,26 +188,28 @@ impl Node {
                 self.start_fill(&known);
             }
         }
-        if !lock(&self.unwanted).is_empty() {
+        if !lock(&self.unwanted).is_empty() || self.catalog.has_unneeded() {
             let node = Arc::clone(self);
             // A panic there is logged by its hook.
-            let _removed = tokio::task::spawn_blocking(move || node.remove_unwanted()).await;
+            let _removed = tokio::task::spawn_blocking(move || node.remove_dead()).await;
         }
     }
 
     /// Opens the contents of all models, without fetching any.
     fn open_contents(&self) {
-        for known in self.catalog.models() {
-            for file in known.weight_files() {
-                if let Err(error) = known.handle(file, &self.engine) {
-                    tracing::error!(%error, model = %known.model.base, "content cannot be opened");
-                }
+        self.catalog.models().iter().for_each(|known| self.open_contents_of(known));
+    }
+
+    pub(crate) fn open_contents_of(&self, known: &KnownModel) {
+        for file in known.weight_files() {
+            if let Err(error) = known.handle(file, &self.engine) {
+                tracing::error!(%error, model = %known.model.base, "content cannot be opened");
             }
         }
     }
 
     /// A model is whole: gives it a plain directory, which needs no daemon.
-    fn complete(&self, known: &KnownModel) -> anyhow::Result<()> {
+    pub(crate) fn complete(&self, known: &KnownModel) -> anyhow::Result<()> {
         let _one_at_a_time = lock(&self.trees);
         if !self.is_known(known) {
             return Ok(());
@@ -246,18 +247,11 @@ impl Node {
         Ok(self.engine.store().sealed_tree(&tree_name(known), &files, &[])?)
     }
 
-    /// The last snapshot of a chain is gone. A base layer goes last, and takes its model along.
+    /// The last snapshot of a chain is gone. A base layer goes last, and takes its model along unless that is held.
     pub(crate) fn forget(&self, chain: Sha256) {
         if self.catalog.by_chain(chain).is_some_and(|(_, layer)| layer == 0) {
-            lock(&self.dead).insert(chain);
+            self.catalog.unpull(chain);
         }
-    }
-
-    /// A base layer is wanted, perhaps again before the cleanup came: its model, if it is known, stays.
-    pub(crate) fn revive(&self, base: Sha256) -> Option<Arc<KnownModel>> {
-        let mut dead = lock(&self.dead);
-        dead.remove(&base);
-        self.catalog.by_chain(base).map(|(known, _)| known)
     }
 
     /// Finds what a crash between the removal of a last snapshot and the end of the cleanup left: models without a
@@ -267,7 +261,7 @@ impl Node {
         for known in &models {
             let base = known.model.base.to_string();
             if chains.binary_search(&base).is_err() {
-                lock(&self.dead).insert(known.model.base);
+                self.catalog.unpull(known.model.base);
             }
         }
         if self.catalog.has_unreadable_but(chains) {
@@ -293,18 +287,9 @@ impl Node {
         self.catalog.models().iter().flat_map(|known| contents(known)).collect()
     }
 
-    /// Removes dead models and the contents that no other model has. Blocks on the disk.
+    /// Removes models that nothing needs and the contents that no other model has. Blocks on the disk.
     pub(crate) fn remove_dead(&self) {
-        let dead: Vec<Sha256> = lock(&self.dead).iter().copied().collect();
-        for base in dead {
-            let known = {
-                let mut dead = lock(&self.dead);
-                if dead.remove(&base) { self.catalog.forget(base) } else { None }
-            };
-            if let Some(known) = known {
-                self.remove_model(&known);
-            }
-        }
+        self.catalog.take_unneeded().iter().for_each(|known| self.remove_model(known));
         self.remove_unwanted();
     }
 
@@ -386,7 +371,7 @@ fn contents(known: &KnownModel) -> impl Iterator<Item = ContentId> + '_ {
 }
 
 /// Name of the plain directory of a whole model.
-fn tree_name(known: &KnownModel) -> String {
+pub(crate) fn tree_name(known: &KnownModel) -> String {
     hex::encode(known.chains.last().expect("a model has a base layer").0)
 }
 

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use towline_artifact::{PIECE_LEN, Sha256};
@@ -58,6 +59,19 @@ impl Spot {
     fn is_in_base(&self, file: FileNode) -> bool {
         self.known.model.files[file.file].layer == 0
     }
+}
+
+/// What to mount for a model up to `layer`: the plain directory of a whole model, else a directory in the FUSE mount.
+/// `None` while that is not being served.
+pub(crate) fn directory(node: &Node, known: &KnownModel, layer: usize) -> Option<PathBuf> {
+    if layer + 1 == known.chains.len()
+        && !node.relabels
+        && let Some(path) = known.sealed_tree.get()
+    {
+        return Some(path.clone());
+    }
+    let mount = node.mount.get().filter(|mount| mount.is_serving())?;
+    Some(mount.dir().join(hex::encode(known.chains[layer].0)))
 }
 
 impl Volumes {

@@ -77,7 +77,8 @@ fn a_full_disk_that_is_emptied_needs_no_restart() {
         }
         std::fs::remove_file(&filler).unwrap();
         catalog.add(&base, model.clone(), place("v1")).unwrap();
-        catalog.forget(model.base).unwrap();
+        catalog.unpull(model.base);
+        assert_eq!(catalog.take_unneeded().len(), 1);
         catalog.remove_forgotten(model.base).unwrap();
         assert_eq!(std::fs::read_dir(disk.0.path().join("models")).unwrap().count(), 0, "nothing is left");
     }
