@@ -31,12 +31,12 @@ bench: ## Measure against plain containerd and print ratios
 	@target/release/towline-bench
 
 cluster: ## One scenario on nodes with shaped links, beside the physical bound (SCENARIO=crowd NODES=8; SCENARIO=--list)
-	@tests/setup.sh test
+	@tests/setup.sh cluster
 	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
 	@target/release/towline-cluster $(SCENARIO) --nodes $(NODES)
 
 bench-cluster: ## Everything that is promised of a cluster, median of 3, beside every node from the origin and owners only
-	@tests/setup.sh test
+	@tests/setup.sh cluster
 	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
 	@target/release/towline-cluster --bench --runs 3
 

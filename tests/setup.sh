@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [demo|test]: provides what the demo or the tests need and cargo does not build.
+# setup.sh [demo|test|cluster]: provides what the demo, the tests or the cluster testbed need and cargo does not build.
 #
 # It may be run any number of times; what is there is left alone. Everything but system packages goes into
 # $TOWLINE_CACHE (default /var/cache/towline), which may be deleted at any time.
@@ -11,17 +11,19 @@ CONTAINERD_VERSION=v2.4.2
 KUBELET_VERSION=v1.36.3
 GO_MINOR_MIN=24 # what containerd's module asks for; a newer toolchain is fetched by go itself where a module wants it
 
-# Program → Debian package.
+# Program → Debian package: what the cluster testbed needs, and what everything else needs.
+CLUSTER_PACKAGES=(
+    ip:iproute2
+    nft:nftables
+    tcpdump:tcpdump
+    faketime:faketime
+)
 PACKAGES=(
     runc:runc
     docker-registry:docker-registry
     skopeo:skopeo
     umoci:umoci
     busybox:busybox-static
-    ip:iproute2
-    nft:nftables
-    tcpdump:tcpdump
-    faketime:faketime
 )
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -38,6 +40,7 @@ check_machine() {
     [ "$(id -u)" = 0 ] || die "this must run as root: it installs packages, and containers and mounts need root"
     [ -e /dev/fuse ] || die "/dev/fuse is missing: load the kernel module fuse, or pass the device into this container"
     command -v cargo >/dev/null || die "Rust is missing: install it with rustup, see https://rustup.rs"
+    [ "$mode" != cluster ] || return 0
     command -v go >/dev/null || die "Go 1.$GO_MINOR_MIN or newer is missing: see https://go.dev/doc/install"
     local minor
     minor=$(go env GOVERSION | sed -E 's/^go1\.([0-9]+).*/\1/')
@@ -48,19 +51,27 @@ check_machine() {
 
 install_packages() {
     local missing=() pair
-    for pair in "${PACKAGES[@]}"; do
+    local wanted=("${CLUSTER_PACKAGES[@]}")
+    [ "$mode" = cluster ] || wanted+=("${PACKAGES[@]}")
+    for pair in "${wanted[@]}"; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
     done
-    # A busybox that needs libraries does not run in an image that holds nothing else.
-    ! dpkg-query -W -f '${Status}' busybox-static 2>/dev/null | grep -q 'ok installed' && missing+=(busybox-static)
-    [ -x /usr/bin/python3 ] || missing+=(python3)
-    /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-    /usr/bin/python3 -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2>/dev/null || missing+=(python3-torch)
+    [ "$mode" = cluster ] || other_packages
     [ ${#missing[@]} = 0 ] && return
     say "installing ${missing[*]}"
     local log=$cache/apt.log
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } \
         >"$log" 2>&1 </dev/null || die "apt-get could not install ${missing[*]}: see $log"
+}
+
+# other_packages: adds to `missing` what is no program in the PATH.
+other_packages() {
+    # A busybox that needs libraries does not run in an image that holds nothing else.
+    ! dpkg-query -W -f '${Status}' busybox-static 2>/dev/null | grep -q 'ok installed' && missing+=(busybox-static)
+    [ -x /usr/bin/python3 ] || missing+=(python3)
+    /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    /usr/bin/python3 -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2>/dev/null || missing+=(python3-torch)
+    return 0
 }
 
 # built NAME VERSION: whether the cache holds that version of a program.
@@ -108,9 +119,9 @@ make_venv() {
 }
 
 case $mode in
-    demo | test) ;;
+    demo | test | cluster) ;;
     *)
-        echo "usage: setup.sh [demo|test]" >&2
+        echo "usage: setup.sh [demo|test|cluster]" >&2
         exit 2
         ;;
 esac
@@ -120,6 +131,7 @@ mkdir -p "$cache/bin" "$cache/build"
 exec 9>"$cache/setup.lock"
 flock 9
 install_packages
+[ "$mode" != cluster ] || exit 0
 build_containerd
 [ "$mode" = demo ] || build_kubelet
 make_venv

@@ -113,7 +113,7 @@ fn scenarios(large: bool) -> Vec<Scenario> {
         Scenario { faults: (12, Some(Fault::Lying)), ..big(256, 1024) }.named("256, 5 % lie"),
     ]);
     if large {
-        all.push(big(5000, 512).named("5000 × 1 Gb/s, 2 GiB, origin 1 Gb/s"));
+        all.push(big(5000, 256).named("5000 × 1 Gb/s, 1 GiB, origin 1 Gb/s"));
     }
     all
 }

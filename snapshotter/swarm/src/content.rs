@@ -16,6 +16,13 @@ const THROTTLE_MIN: f64 = 1.0 / 64.0;
 /// Time in which a window that shrank to nothing is whole again.
 const THROTTLE_SECONDS: f64 = 60.0;
 
+/// Pieces beyond twice what this node sees that the word of others may move the window to: the first window and some.
+const TOLD_BEYOND: u32 = 16;
+/// Messages of a link that are taken at once, and later a second. An honest one sends one per `Limits::have_gap`, and one
+/// for each piece it loses.
+const HAVE_BURST: f64 = 256.0;
+const HAVE_RATE: f64 = 64.0;
+
 /// A peer that tells what it has.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -25,6 +32,10 @@ pub(crate) struct Link {
     pub(crate) doubted: bool,
     pub(crate) have: Bitmap,
     pub(crate) fetching: Arc<[u32]>,
+    /// It said to be fetching a piece that then did not come: its word on that counts no more.
+    pub(crate) talks: bool,
+    /// Messages it may still send now, and when that was worked out.
+    pub(crate) allowance: (f64, Time),
     /// Offered by this node at that time and not answered yet.
     pub(crate) offered: Option<Time>,
 }
@@ -38,6 +49,14 @@ pub(crate) struct Parked {
 }
 
 impl Link {
+    /// Counts a message; false when there are too many.
+    pub(crate) fn may_tell(&mut self, now: Time) -> bool {
+        let (left, at) = self.allowance;
+        let left = (left + HAVE_RATE * now.since(at).as_secs_f64()).min(HAVE_BURST);
+        self.allowance = (if left >= 1.0 { left - 1.0 } else { left }, now);
+        left >= 1.0
+    }
+
     /// Whether what it has counts as being in this zone.
     fn is_near(&self) -> bool {
         !self.far && !self.doubted
@@ -316,8 +335,16 @@ impl Content {
         doubted: bool,
         offered: Option<Time>,
     ) -> usize {
-        let link =
-            Link { peer, far, doubted, have: Bitmap::new(self.pieces), fetching: Arc::from([]), offered };
+        let link = Link {
+            peer,
+            far,
+            doubted,
+            have: Bitmap::new(self.pieces),
+            fetching: Arc::from([]),
+            talks: false,
+            allowance: (HAVE_BURST, Time::ZERO),
+            offered,
+        };
         self.link_of.insert(peer, self.links.len());
         self.links.push(link);
         self.links.len() - 1
@@ -339,7 +366,9 @@ impl Content {
 
     /// Pieces known to be in this zone.
     pub(crate) fn known(&self) -> u32 {
-        self.seen.count().max(self.told)
+        // Of others' word only what is not far from what this node sees: one liar must not open the window for all.
+        let seen = self.seen.count();
+        seen.max(self.told.min(2 * seen + TOLD_BEYOND))
     }
 
     pub(crate) fn update_rate(&mut self, now: Time, window: Duration) {
@@ -396,8 +425,15 @@ impl Content {
         self.due[piece as usize] = 0;
     }
 
+    /// A piece that links say they fetch did not come for long.
+    pub(crate) fn note_idle_talk(&mut self, piece: u32) {
+        for link in self.links.iter_mut().filter(|link| link.fetching.contains(&piece)) {
+            link.talks = true;
+        }
+    }
+
     /// Whether a link says that it is getting a piece from a source.
     pub(crate) fn is_fetched_by_link(&self, piece: u32) -> bool {
-        self.links.iter().any(|link| !link.far && link.fetching.contains(&piece))
+        self.links.iter().any(|link| !link.far && !link.talks && link.fetching.contains(&piece))
     }
 }

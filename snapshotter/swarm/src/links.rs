@@ -195,6 +195,10 @@ impl Swarm {
             } else if swarm.is_absurd(slot, have) {
                 swarm.counts.absurd += 1;
             } else if let Some(&at) = swarm.content(slot).link_of.get(&from) {
+                if !swarm.content(slot).links[at].may_tell(now) {
+                    swarm.counts.absurd += 1;
+                    return;
+                }
                 swarm.learn(slot, at, have, now, out);
             } else if matches!(have.pieces, HavePieces::All(_)) && swarm.make_room(slot, have, now, out) {
                 let me = swarm.me.zone;
@@ -253,9 +257,14 @@ impl Swarm {
         if !far {
             c.told = c.told.max(have.known.min(pieces));
         }
-        self.peers.entry(peer).queue = have.queue;
+        let longest = self.limits.uploads_max + self.limits.upload_queue + GIVEN_MAX as usize;
+        self.peers.entry(peer).queue = have.queue.min(u16::try_from(longest).unwrap_or(u16::MAX));
         let denied = have.denied || self.peers.is_doubted(peer);
-        self.content(slot).owners.set_denied(peer, denied);
+        if self.content(slot).owners.is_denied(peer) != denied
+            && self.peers.take_denial(peer, now, &self.limits)
+        {
+            self.content(slot).owners.set_denied(peer, denied);
+        }
         if have.origin_pause > Duration::ZERO
             && !self.origin.is_paused(now)
             && self.peers.take_hint(peer, now, &self.limits)

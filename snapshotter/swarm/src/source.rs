@@ -104,6 +104,9 @@ impl Swarm {
         if fetched && elapsed < 2 * step {
             return;
         }
+        if fetched {
+            c.note_idle_talk(piece);
+        }
         let mine = c.owners.owner(piece, 0) == Some(me);
         if self.is_owner_only() {
             let late = elapsed >= crate::owner_only::OWNER_PATIENCE;

@@ -425,6 +425,7 @@ impl Swarm {
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         self.adapt_depth();
+        self.peers.sweep(now);
         self.end_denial(now, out);
         self.give_up_stalled(now, out);
         self.rebalance(now, out);

@@ -24,7 +24,7 @@ impl Ticks {
             .context("/proc/stat says something new")
     }
 
-    /// The share of all processors that was busy since `earlier`, whoever used them.
+    /// The share of all processors that could not be had since `earlier`, whoever used them.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     pub fn busy_since(self, earlier: Self) -> f64 {
@@ -38,7 +38,7 @@ impl Ticks {
 fn parse(stat: &str) -> Option<Ticks> {
     let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
     let fields: Vec<u64> = fields.map(|field| field.parse().ok()).collect::<Option<_>>()?;
-    Some(Ticks { all: fields.iter().sum(), idle: fields.get(3)? + fields.get(4)? })
+    Some(Ticks { all: fields.iter().sum(), idle: fields.get(1)? + fields.get(3)? + fields.get(4)? })
 }
 
 #[cfg(test)]
@@ -46,10 +46,10 @@ mod tests {
     use super::{Ticks, parse};
 
     #[test]
-    fn idle_and_waiting_are_not_busy() {
+    fn what_yields_is_not_busy() {
         let before = parse("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1\n").unwrap();
-        assert_eq!(before, Ticks { all: 36, idle: 9 });
-        let after = Ticks { all: 136, idle: 34 };
+        assert_eq!(before, Ticks { all: 36, idle: 11 });
+        let after = Ticks { all: 136, idle: 36 };
         assert!((after.busy_since(before) - 0.75).abs() < 1e-9);
         assert_eq!(parse("cpu0 1 2"), None);
     }

@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use tokio::net::UnixStream;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 use towline_proto::control::v1::control_client::ControlClient;
 use towline_proto::control::v1::{
@@ -33,6 +35,9 @@ pub(super) const BOOTSTRAP_NODES: usize = 2;
 /// How long the daemon may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// How often a fetch is looked at near its end.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
 /// How long a call that only looks may take, also of a daemon whose processors are busy.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
@@ -43,6 +48,8 @@ pub struct Common {
     pub origin: String,
     /// File with the cluster key.
     pub key: PathBuf,
+    /// Whether stores are in memory, where the disk of one machine would be slower than the links of many.
+    pub in_memory: bool,
     /// A docker `config.json`, where the origin wants a password.
     pub credentials: Option<PathBuf>,
 }
@@ -78,10 +85,11 @@ impl Node {
         for below in ["root", "run"] {
             fs::create_dir_all(dir.join(below)).with_context(|| format!("create {below} of {name}"))?;
         }
-        if let Some(bytes) = scenario.disk_of(index) {
+        let in_memory = common.in_memory.then_some(2 * scenario.model);
+        if let Some(bytes) = scenario.disk_of(index).or(in_memory) {
             let mut mount = Command::new("mount");
             mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]).arg(dir.join("root"));
-            anyhow::ensure!(mount.status()?.success(), "mount a small disk for {name}");
+            anyhow::ensure!(mount.status()?.success(), "mount a disk for {name}");
         }
         fs::write(dir.join("towlined.toml"), configuration(index, &dir, common, scenario))?;
         let socket = dir.join("run/control.sock");
@@ -168,6 +176,15 @@ impl Node {
     }
 }
 
+/// How long a fetch took.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetched {
+    /// Until every byte was here and had matched.
+    pub verified: Duration,
+    /// Until the daemon said that every byte was durable.
+    pub durable: Duration,
+}
+
 /// Makes a node do things. Clones share a connection.
 #[derive(Clone, Debug)]
 pub struct Driver {
@@ -176,21 +193,35 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Fetches all of a model and waits until every byte is there.
+    /// Fetches all of a model, and waits until every byte is there and durable.
     ///
     /// # Errors
     /// What the daemon answers; also where it ends meanwhile.
-    pub async fn prefetch(&self, reference: &str) -> Result<Model> {
+    pub async fn prefetch(&self, reference: &str) -> Result<Fetched> {
+        let begin = Instant::now();
         let what = || format!("prefetch on {}", self.name);
         let request = PrefetchRequest { reference: reference.to_owned(), wait: true };
         let mut progress = self.control.clone().prefetch(request).await.with_context(what)?.into_inner();
-        let mut last = None;
-        while let Some(message) = progress.message().await.with_context(what)? {
-            last = message.model;
+        let mut verified = None;
+        // The stream tells twice a second. Near the end that is not often enough.
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last: Option<Model> = None;
+        loop {
+            let is_near = last.as_ref().is_some_and(|model| model.bytes_local >= model.bytes / 10 * 8);
+            tokio::select! {
+                message = progress.next() => match message {
+                    Some(message) => last = message.with_context(what)?.model,
+                    None => break,
+                },
+                _ = looks.tick(), if is_near && verified.is_none() => last = self.models().await?.pop(),
+            }
+            if verified.is_none() && last.as_ref().is_some_and(|model| model.bytes_local >= model.bytes) {
+                verified = Some(begin.elapsed());
+            }
         }
-        let model = last.with_context(what)?;
-        anyhow::ensure!(model.bytes_local >= model.bytes, "{}: ended with {model:?}", what());
-        Ok(model)
+        let verified = verified.with_context(|| format!("{}: ended with {last:?}", what()))?;
+        Ok(Fetched { verified, durable: begin.elapsed() })
     }
 
     /// The models that the node knows.

@@ -22,8 +22,10 @@ const METERS_SLACK_BYTES: u64 = 8 << 20;
 pub struct NodeEnd {
     /// Its number.
     pub index: usize,
-    /// From its own start to its own end; `None` where it did not end.
+    /// From its own start until every byte was verified; `None` where it did not end.
     pub seconds: Option<f64>,
+    /// The same until every byte was durable, to the half second.
+    pub durable: Option<f64>,
     /// The least that its links allow, in seconds; 0 where they are not shaped.
     pub bound: f64,
     /// It was killed or stopped meanwhile, so that its time says nothing.
@@ -82,6 +84,8 @@ pub struct Outcome {
     pub peak_rss_bytes: u64,
     /// Share of all processors that was busy during the run.
     pub busy: f64,
+    /// Whether stores were in memory and not on the disk.
+    pub in_memory: bool,
     /// From the first start to the last end.
     pub elapsed: Duration,
     /// Cold reads, where there was a reader.
@@ -240,6 +244,7 @@ mod tests {
         let node = |index, seconds, sent| NodeEnd {
             index,
             seconds: Some(seconds),
+            durable: Some(seconds),
             bound: 10.0,
             disturbed: false,
             excused: false,
@@ -262,6 +267,7 @@ mod tests {
             cpu_seconds: 1.0,
             peak_rss_bytes: 1,
             busy: 0.3,
+            in_memory: true,
             elapsed: Duration::from_secs(12),
             reads: None,
             stranger: None,

@@ -145,6 +145,11 @@ fn notes(run: &Outcome) -> Vec<String> {
             reads.p95 / reads.piece
         ));
     }
+    if !run.in_memory {
+        let durable =
+            run.nodes.iter().filter_map(|node| node.durable).reduce(f64::max).unwrap_or(f64::INFINITY);
+        notes.push(format!("stores were on the disk, and the last was durable after {durable:.1} s"));
+    }
     if run.faulty > 0 {
         notes.push(format!("the origin refused or spoilt {} of {} answers", run.faulty, run.requests));
     }

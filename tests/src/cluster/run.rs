@@ -18,7 +18,7 @@ use super::capture::Capture;
 use super::cold::{Reader, percentile, time_of_piece};
 use super::model::Model;
 use super::network::{Network, Traffics, address};
-use super::node::{Common, Driver, Node, banned};
+use super::node::{Common, Driver, Fetched, Node, banned};
 use super::origin::{Origin, USER};
 use super::outcome::{NodeEnd, Outcome, Reads};
 use super::scenario::{Action, Event, Peers, Scenario, When, Who};
@@ -45,6 +45,7 @@ pub struct Cluster {
     model: Model,
     scenario: Scenario,
     secrets: Vec<String>,
+    in_memory: bool,
     scratch: Scratch,
     _turn: Exclusive,
 }
@@ -53,8 +54,7 @@ pub struct Cluster {
 struct Ended {
     index: usize,
     attempt: u32,
-    seconds: f64,
-    result: Result<()>,
+    result: Result<Fetched>,
 }
 
 /// A run under way.
@@ -66,7 +66,7 @@ struct Run<'a> {
     /// How often each node was killed: ends of earlier lives do not count.
     attempts: Vec<u32>,
     /// Time or error of each node that has ended.
-    ended: HashMap<usize, Result<f64>>,
+    ended: HashMap<usize, Result<Fetched>>,
     killed: HashSet<usize>,
     stopped: HashSet<usize>,
     disturbed: HashSet<usize>,
@@ -105,7 +105,8 @@ impl Cluster {
         let secrets = scenario.faults.password.as_ref().map_or_else(Vec::new, |password| {
             vec![password.clone(), basic(password), origin.token().to_owned()]
         });
-        Ok(Self { nodes, origin, network, model, scenario: scenario.clone(), secrets, scratch, _turn: turn })
+        let (in_memory, scenario) = (common.in_memory, scenario.clone());
+        Ok(Self { nodes, origin, network, model, scenario, secrets, in_memory, scratch, _turn: turn })
     }
 
     /// Makes the scenario happen.
@@ -158,6 +159,7 @@ impl Cluster {
             cpu_seconds,
             peak_rss_bytes: self.nodes.iter().map(|node| node.usage().peak_rss_bytes).max().unwrap_or(0),
             busy,
+            in_memory: self.in_memory,
             elapsed,
             reads,
             stranger,
@@ -206,7 +208,7 @@ impl Cluster {
     /// Hashes what every store holds, and asks every node whom it has banned: a ban lasts a minute at least.
     async fn look_at_nodes(
         &self,
-        mut ended: HashMap<usize, Result<f64>>,
+        mut ended: HashMap<usize, Result<Fetched>>,
         disturbed: &HashSet<usize>,
         killed: &HashSet<usize>,
         passed: &Traffics,
@@ -220,15 +222,16 @@ impl Cluster {
                 }
                 _ => 0,
             };
-            let (seconds, error) = match ended.remove(&index) {
-                Some(Ok(seconds)) => (Some(seconds), None),
+            let (fetched, error) = match ended.remove(&index) {
+                Some(Ok(fetched)) => (Some(fetched), None),
                 Some(Err(error)) => (None, Some(format!("{error:#}"))),
                 None => (None, None),
             };
             let verdict = tokio::task::block_in_place(|| self.model.check(&node.root()))?;
             ends.push(NodeEnd {
                 index,
-                seconds,
+                seconds: fetched.map(|fetched| fetched.verified.as_secs_f64()),
+                durable: fetched.map(|fetched| fetched.durable.as_secs_f64()),
                 bound: self.scenario.bound_of(index),
                 disturbed: disturbed.contains(&index),
                 excused: killed.contains(&index) || self.scenario.disk_of(index).is_some(),
@@ -271,9 +274,7 @@ impl<'a> Run<'a> {
         let (attempt, reference) = (self.attempts[index], self.cluster.origin.reference());
         self.tasks.spawn(async move {
             tokio::time::sleep_until(at).await;
-            let begin = Instant::now();
-            let result = driver.prefetch(&reference).await.map(|_| ());
-            Ended { index, attempt, seconds: begin.elapsed().as_secs_f64(), result }
+            Ended { index, attempt, result: driver.prefetch(&reference).await }
         });
     }
 
@@ -295,9 +296,9 @@ impl<'a> Run<'a> {
         let mut events: Vec<Event> = self.cluster.scenario.events.iter().rev().cloned().collect();
         loop {
             while let Some(ended) = self.tasks.try_join_next() {
-                let Ended { index, attempt, seconds, result } = ended?;
+                let Ended { index, attempt, result } = ended?;
                 if attempt == self.attempts[index] {
-                    self.ended.insert(index, result.map(|()| seconds));
+                    self.ended.insert(index, result);
                 }
             }
             while let Some(event) = events.pop_if(|event| self.is_due(event.when).unwrap_or(false)) {
@@ -411,7 +412,15 @@ fn common(scratch: &Scratch, origin: &Origin, scenario: &Scenario) -> Result<Com
             Some(path)
         }
     };
-    Ok(Common { origin: origin.host(), key, credentials })
+    Ok(Common { origin: origin.host(), key, in_memory: fits_in_memory(scenario), credentials })
+}
+
+/// Whether all stores take less than half of the memory that is free.
+fn fits_in_memory(scenario: &Scenario) -> bool {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0);
+    scenario.nodes as u64 * scenario.model < kib * 1024 / 2
 }
 
 fn basic(password: &str) -> String {
