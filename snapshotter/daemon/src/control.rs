@@ -287,3 +287,6 @@ fn model(known: &KnownModel) -> api::Model {
         mounts: holds.mounts.into_iter().map(|mount| mount.directory).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;
