@@ -277,3 +277,6 @@ async fn into_page_cache(file: Arc<File>, start: u64, len: usize) -> io::Result<
 async fn in_time(sent: impl Future<Output = io::Result<usize>>) -> io::Result<usize> {
     tokio::time::timeout(STALL, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
+
+#[cfg(test)]
+mod tests;
