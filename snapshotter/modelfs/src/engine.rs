@@ -515,11 +515,26 @@ impl Engine {
     }
 
     fn take(&self, handle: &ContentHandle, full: Assembly) -> Result<(), FetchError> {
-        self.deliver(handle, full.index, full.bytes.into(), Supplier::Origin).map(drop).map_err(Into::into)
+        self.deliver(handle, full.index, full.bytes.into(), Supplier::Origin)?;
+        self.finish(handle);
+        Ok(())
     }
 
-    /// Verifies a received piece, shows it to readers, writes it, seals the content after the last one. Blocks on hashing
-    /// and on the disk. False if the store could not take the piece: then it is in memory only, and not for long.
+    /// Seals a content that is complete; does nothing otherwise. Waits for the disk, perhaps for seconds: to be called after
+    /// [`Self::deliver`], once its caller has told others that the piece is here.
+    pub fn finish(&self, handle: &ContentHandle) {
+        if !handle.content.is_complete() || handle.content.is_sealed() {
+            return;
+        }
+        let (id, len) = (handle.content.id(), handle.content.len());
+        match handle.content.seal() {
+            Ok(()) => tracing::info!(content = %id, len, "content is complete"),
+            Err(error) => tracing::error!(content = %id, %error, "content could not be sealed"),
+        }
+    }
+
+    /// Verifies a received piece, shows it to readers, writes it. Blocks on hashing and on the disk. False if the store
+    /// could not take the piece: then it is in memory only, and not for long.
     ///
     /// # Errors
     /// [`Corrupt`]: nobody has seen the bytes, and the registry that sent them, if it was one, is no longer asked first.
@@ -550,12 +565,6 @@ impl Engine {
         handle.arrived.notify_waiters();
         let stored = self.store_piece(handle, &piece);
         lock(&self.state).schedule.delivered(handle.slot, piece.index().0, stored);
-        if stored && handle.content.is_complete() && !handle.content.is_sealed() {
-            match handle.content.seal() {
-                Ok(()) => tracing::info!(content = %id, len = handle.content.len(), "content is complete"),
-                Err(error) => tracing::error!(content = %id, %error, "content could not be sealed"),
-            }
-        }
         Ok(stored)
     }
 

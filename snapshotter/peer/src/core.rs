@@ -231,7 +231,9 @@ impl Core {
         for (content, piece) in gathered.demand {
             self.demand(content, piece);
         }
-        for (content, pieces) in gathered.ahead {
+        // Read-ahead that the disk cannot keep would be fetched for nothing.
+        let ahead = gathered.ahead.into_iter().filter(|_| self.full_until.is_none());
+        for (content, pieces) in ahead {
             self.queue.push_back(Event::Ahead { content, pieces });
         }
     }
@@ -273,8 +275,11 @@ impl Core {
                 }
                 self.queue.push_back(Event::Verified { request, content, piece });
                 if !stored {
-                    // Readers have it from memory. Fills rest before it counts as lost, or it would be fetched at once again.
+                    // Readers have it from memory. Nothing but what they wait for may be wanted before it counts as lost, or it
+                    // would be fetched again at once, and again.
                     self.full_until = Some(Instant::now() + FULL_DISK_REST);
+                    self.queue.push_back(Event::Ahead { content, pieces: 0..0 });
+                    self.queue.push_back(Event::Fill { content, on: false });
                     self.settle_down();
                     self.queue.push_back(Event::Lost { content, piece });
                 }

@@ -133,7 +133,8 @@ impl Fetcher {
                 if let Some(before) = before.replace(taken)
                     && !before.await.unwrap_or(false)
                 {
-                    return Ok(());
+                    // What follows from it was told with the piece.
+                    return Err(FetchError::broken("the registry sent wrong bytes".to_owned()));
                 }
             }
             Ok(())
@@ -178,6 +179,7 @@ impl Fetcher {
             };
             // The receiver is gone only when everything ends.
             let _ = events.blocking_send(event);
+            engine.finish(&handle);
             delivered.is_ok()
         })
     }

@@ -175,9 +175,11 @@ async fn what_is_not_proven_or_was_asked_before_gets_nothing() {
         assert!(answer.len() < 200, "{what} gets no bytes");
     }
     let two = fresh() + &fresh();
-    for (what, head) in
-        [("two at once", two.as_str()), ("noise", "\u{1}\u{2}\r\n\r\n"), ("a long head", &"A".repeat(MAX_HEAD_LEN))]
-    {
+    for (what, head) in [
+        ("two at once", two.as_str()),
+        ("noise", "\u{1}\u{2}\r\n\r\n"),
+        ("a long head", &"A".repeat(MAX_HEAD_LEN)),
+    ] {
         let answer = bench.answer(head).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{what}: {answer}");
     }
