@@ -20,6 +20,9 @@ pub(crate) enum Command {
     Status(StatusArgs),
     Prefetch(PrefetchArgs),
     Release(ReleaseArgs),
+    Mount(MountArgs),
+    Unmount(UnmountArgs),
+    Peers(PeersArgs),
     ContainerdConfig(ContainerdConfigArgs),
 }
 
@@ -210,6 +213,62 @@ pub(crate) struct ReleaseArgs {
     pub(crate) daemon: DaemonArgs,
 }
 
+/// Mount a model at a directory of this machine, without containerd.
+///
+/// The directory shows the files of the model read-only, at once: reads of bytes that are not here yet wait for them. The
+/// mount is made again when the daemon restarts and stays until `towline unmount`.
+#[derive(Debug, ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  mkdir -p /mnt/qwen && towline mount registry.example.com/models/qwen3-8b:v1 /mnt/qwen
+  docker run --rm -v /mnt/qwen:/model:ro busybox ls /model
+
+The mount alone fetches what is read and, unless fetch.fill is off, the rest in the background.
+A model that is complete when it is mounted is a plain directory and needs no daemon to be read.")]
+pub(crate) struct MountArgs {
+    /// The image: HOST/REPOSITORY[:TAG][@DIGEST]
+    #[arg(value_name = "REF")]
+    pub(crate) image: String,
+    /// Where to mount it: an existing, empty directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// How to write the result
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// End a mount that `towline mount` made.
+///
+/// A mount that is in use stays. The bytes go when nothing else needs them. Needs no registry.
+#[derive(Debug, ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  towline unmount /mnt/qwen")]
+pub(crate) struct UnmountArgs {
+    /// The directory, as given to mount
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// How to write the result
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// Show the nodes that this one exchanges pieces with.
+///
+/// The first line is this node, with the bytes of all peers since the daemon started.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PeersArgs {
+    /// How to write the result
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
 /// Print the configuration that containerd needs.
 ///
 /// A fragment of TOML: the daemon as a snapshotter, pulls that unpack into it, and pods that use it.
@@ -292,6 +351,10 @@ mod tests {
         check("towline prefetch --wait --output json r.example.com/x:1 --control /s", true);
         check("towline prefetch", false);
         check("towline release r.example.com/x:1", true);
+        check("towline mount r.example.com/x:1 /mnt/x", true);
+        check("towline mount r.example.com/x:1", false);
+        check("towline unmount /mnt/x", true);
+        check("towline peers --output json", true);
         check("towline", false);
     }
 }

@@ -9,7 +9,9 @@ mod daemon;
 mod error;
 mod image;
 mod inspect;
+mod mount;
 mod output;
+mod peers;
 mod prefetch;
 mod progress;
 mod registry;
@@ -55,6 +57,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => status::run(args).await,
         Command::Prefetch(args) => prefetch::prefetch(args, stop_on_signal()?).await,
         Command::Release(args) => prefetch::release(args).await,
+        Command::Mount(args) => mount::mount(args).await,
+        Command::Unmount(args) => mount::unmount(args).await,
+        Command::Peers(args) => peers::run(args).await,
         Command::ContainerdConfig(args) => containerd_config::run(&args),
     }
 }

@@ -76,6 +76,8 @@ impl fmt::Debug for ClientOptions {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Attempts for one request, where they are fewer than the policy's.
+    attempts: u32,
 }
 
 struct Inner {
@@ -208,7 +210,15 @@ impl Client {
             tokens: Tokens::new(options.credentials),
             locations: Locations::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let attempts = inner.retry.attempts;
+        Ok(Self { inner: Arc::new(inner), attempts })
+    }
+
+    /// The same client, with its tokens and connections, that makes one attempt for each request: for callers that decide
+    /// themselves when to try again, and where.
+    #[must_use]
+    pub fn without_repetitions(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), attempts: 1 }
     }
 
     /// Drops the tokens and redirects held for `repository`: its credentials were withdrawn.
@@ -300,7 +310,7 @@ impl Client {
         error: &RegistryError,
         retry_after: Option<Duration>,
     ) -> bool {
-        if !error.is_transient() {
+        if !error.is_transient() || failed >= self.attempts {
             return false;
         }
         let Some(wait) = self.inner.retry.wait(failed, retry_after, rand::random()) else { return false };
@@ -405,7 +415,7 @@ impl Client {
         let status = response.status();
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let reason = read_reason(response).await;
-        Err(Failure { error: RegistryError::Refused { place, status, reason }, retry_after })
+        Err(Failure { error: RegistryError::Refused { place, status, reason, retry_after }, retry_after })
     }
 
     /// Sends one request and follows redirects of reads. Our authorization is sent to the server's own origin only.

@@ -171,6 +171,8 @@ pub enum RegistryError {
         status: StatusCode,
         /// The registry's own words.
         reason: Reason,
+        /// How long it asked to be left alone.
+        retry_after: Option<Duration>,
     },
     /// No token for this request.
     #[error("authorize {place}")]
@@ -342,6 +344,24 @@ impl RegistryError {
         }
     }
 
+    /// The status with which the registry refused, if it answered at all.
+    #[must_use]
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// How long the registry asked to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// Whether other credentials may help.
     #[must_use]
     pub fn is_unauthorized(&self) -> bool {
@@ -416,7 +436,12 @@ mod tests {
     #[test]
     fn a_failure_tells_what_where_and_why() {
         let reason = Reason::parse(br#"{"errors":[{"code":"DENIED","message":"no \u001b[31m pull"}]}"#);
-        let error = RegistryError::Refused { place: place(), status: StatusCode::FORBIDDEN, reason };
+        let error = RegistryError::Refused {
+            place: place(),
+            status: StatusCode::FORBIDDEN,
+            reason,
+            retry_after: None,
+        };
         let text = "manifest v1 in example.com/a/b at mirror:5000: 403 Forbidden: DENIED: no  [31m pull";
         assert_eq!(error.to_string(), text);
         assert!(error.is_unauthorized() && !error.is_transient() && !error.is_not_found());
@@ -429,6 +454,7 @@ mod tests {
             place: place(),
             status: StatusCode::from_u16(status).unwrap(),
             reason: Reason::default(),
+            retry_after: None,
         };
         for status in [408, 425, 429, 500, 502, 503, 504] {
             assert!(refused(status).is_transient(), "{status}");

@@ -260,7 +260,7 @@ impl Catalog {
     /// Removes the records of unreadable models that nothing holds and whose base layers are not in `chains` (sorted).
     /// True if others are left: then nobody knows which contents and trees are in use.
     pub(crate) fn has_unreadable_but(&self, chains: &[String]) -> bool {
-        let mut unreadable = lock(&self.unreadable);
+        let mut unreadable = std::mem::take(&mut *lock(&self.unreadable));
         unreadable.retain(|Unreadable { key, record }| {
             let is_held = record.as_ref().is_some_and(|record| !record.holds.is_empty());
             let is_used = is_held || chains.binary_search(key).is_ok();
@@ -273,7 +273,9 @@ impl Catalog {
             }
             is_used
         });
-        !unreadable.is_empty()
+        let is_left = !unreadable.is_empty();
+        *lock(&self.unreadable) = unreadable;
+        is_left
     }
 
     fn load_one(&self, digest: &str, record: &[u8]) -> anyhow::Result<KnownModel> {
@@ -445,18 +447,17 @@ impl Catalog {
                 changed.push((known, holds));
             }
         }
-        let mut unreadable = lock(&self.unreadable);
-        let mut mended = Vec::new();
-        for (n, entry) in unreadable.iter().enumerate() {
+        let mut unreadable = Vec::new();
+        for entry in lock(&self.unreadable).iter() {
             let Some(record) = &entry.record else { continue };
             let mut holds = record.holds.clone();
             change(None, &mut holds)?;
             if holds != record.holds {
                 let (slot, places) = (record.slot, record.places.clone());
-                mended.push((n, Record { slot, places, holds }));
+                unreadable.push((entry.key.clone(), Record { slot, places, holds }));
             }
         }
-        if changed.is_empty() && mended.is_empty() {
+        if changed.is_empty() && unreadable.is_empty() {
             return Ok(0);
         }
         self.write(&mut writer, |write| {
@@ -465,14 +466,19 @@ impl Catalog {
                 let record = Record { slot, places, holds: holds.clone() };
                 write_record(write, &known.model.base.to_string(), &record)?;
             }
-            for (n, record) in &mended {
-                write_record(write, &unreadable[*n].key, record)?;
+            for (key, record) in &unreadable {
+                write_record(write, key, record)?;
             }
             Ok(())
         })?;
-        let count = changed.len() + mended.len();
+        let count = changed.len() + unreadable.len();
         changed.into_iter().for_each(|(known, holds)| known.needs.set_holds(holds));
-        mended.into_iter().for_each(|(n, record)| unreadable[n].record = Some(record));
+        let mut entries = lock(&self.unreadable);
+        for (key, record) in unreadable {
+            if let Some(entry) = entries.iter_mut().find(|entry| entry.key == key) {
+                entry.record = Some(record);
+            }
+        }
         Ok(count)
     }
 

@@ -262,6 +262,21 @@ impl Config {
         );
         ensure!(!fetch.read_timeout.is_zero(), "fetch.read_timeout must not be zero");
         ensure!(!fetch.idle_timeout.is_zero(), "fetch.idle_timeout must not be zero");
+        let peers = &self.peers;
+        for source in &peers.bootstrap {
+            source.parse::<towline_peer::Source>().with_context(|| format!("peers.bootstrap {source:?}"))?;
+        }
+        ensure!(
+            (1..=4096).contains(&peers.max_connections),
+            "peers.max_connections must be 1 to 4096, not {}",
+            peers.max_connections
+        );
+        if let Some(rate) = peers.upload_rate {
+            ensure!(rate >= ByteSize::mib(1), "peers.upload_rate must be at least 1MiB (a second), not {rate}");
+        }
+        for (key, name) in [("peers.name", &peers.name), ("peers.zone", &peers.zone)] {
+            ensure!(name.len() <= 253, "{key} must have at most 253 bytes");
+        }
         ensure!(self.fuse.threads <= 64, "fuse.threads must be at most 64, not {}", self.fuse.threads);
         ensure!(
             (ByteSize::kib(128)..=ByteSize::gib(1)).contains(&self.fuse.read_ahead),
@@ -319,6 +334,11 @@ mod tests {
         check("[fetch]\nread_timeout = 5", Err("read_timeout"));
         check("[http]\nlisten = 'localhost'", Err("http.listen"));
         check("[http]\nlisten = ''", Ok(()));
+        check("[peers]\nbootstrap = ['10.0.0.1:7118', 'dns:peers.example.com:7118']\nzone = 'a'", Ok(()));
+        check("[peers]\nbootstrap = ['peers.example.com']", Err("peers.bootstrap"));
+        check("[peers]\nmax_connections = 0", Err("1 to 4096"));
+        check("[peers]\nupload_rate = '10KiB'", Err("upload_rate"));
+        check("[peers]\ncluster_key = 'secret'", Err("cluster_key"));
     }
 
     #[test]

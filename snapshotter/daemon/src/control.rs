@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
+use towline_peer::{PeerReport, Reporter};
 use towline_proto::control::v1 as api;
 
 use crate::catalog::{KnownModel, is_index};
@@ -218,10 +219,26 @@ async fn tell(
     }
 }
 
-/// The peers of this node.
-fn peers(_node: &Node) -> api::PeersResponse {
-    // A node without a cluster key has none.
-    api::PeersResponse::default()
+/// The peers of this node. One without a cluster key has none.
+fn peers(node: &Node) -> api::PeersResponse {
+    let Some(report) = node.peers.get().map(Reporter::report) else { return api::PeersResponse::default() };
+    let peer = |peer: &PeerReport| api::Peer {
+        id: peer.id.clone(),
+        name: peer.name.clone(),
+        zone: peer.zone.clone(),
+        address: peer.address.map(|address| address.to_string()).unwrap_or_default(),
+        contents: u32::try_from(peer.contents).unwrap_or(u32::MAX),
+        bytes_from: peer.bytes_from,
+        bytes_to: peer.bytes_to,
+        connected_seconds: peer.connected.as_secs(),
+        // Rounded up: a ban that has not ended is never zero.
+        banned_seconds: peer.banned.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX),
+    };
+    api::PeersResponse {
+        enabled: true,
+        self_: Some(peer(&report.own)),
+        peers: report.peers.iter().map(peer).collect(),
+    }
 }
 
 fn status(node: &Node, started: Instant) -> api::StatusResponse {
@@ -262,11 +279,14 @@ fn model(known: &KnownModel) -> api::Model {
         files: known.model.files.iter().filter(|file| !is_index(&file.path)).count() as u64,
         bytes: known.model.total_len(),
         bytes_local: known.bytes_local(),
+        bytes_from_peers: known.open_handles().map(|handle| handle.peer_bytes()).sum(),
         bytes_from_origin: known.open_handles().map(|handle| handle.fetched_bytes()).sum(),
         state: state.into(),
         last_error,
-        bytes_from_peers: 0,
         kept: !holds.kept.is_empty(),
         mounts: holds.mounts.into_iter().map(|mount| mount.directory).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,10 +52,9 @@ impl HostMounts {
         let dir = checked(directory)?;
         let directory = dir.to_str().ok_or_else(|| unusable(directory, "not UTF-8"))?.to_owned();
         let config = &self.node.config;
-        if [&config.root, &config.run_dir]
-            .into_iter()
-            .any(|own| dir.starts_with(own) || own.starts_with(&dir))
-        {
+        let own =
+            [&config.root, &config.run_dir].map(|own| own.canonicalize().unwrap_or_else(|_| own.clone()));
+        if own.iter().any(|own| dir.starts_with(own) || own.starts_with(&dir)) {
             return Err(unusable(&directory, "it holds what the daemon needs itself"));
         }
         let recorded = self.recorded(&directory);
@@ -278,3 +277,6 @@ fn unusable(directory: &str, why: &str) -> Problem {
 fn failed(what: &str, error: &std::io::Error) -> Problem {
     Problem::new(Code::Internal, format!("{what}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

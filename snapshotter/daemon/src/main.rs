@@ -15,6 +15,7 @@ mod needs;
 mod node;
 mod notify;
 mod origin;
+mod peers;
 mod resolve;
 #[cfg(test)]
 mod testing;
@@ -38,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 use towline_artifact::PIECE_LEN;
 use towline_fuse::{Mount, MountOptions};
 use towline_modelfs::{Engine, EngineOptions, Limits};
+use towline_peer::PeerNetwork;
 use towline_proto::control::v1::control_server::ControlServer;
 use towline_registry::{Client, ClientOptions, DockerConfig, PlainHttp};
 use towline_snapshots::Snapshotter;
@@ -146,7 +148,9 @@ fn raise_open_files() {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = CancellationToken::new();
-    let node = open(config, &stop)?;
+    // Before the mount is made: a port that is taken ends the start without a trace.
+    let network = peers::bind(&config, &stop).await.context("join the peer network")?;
+    let node = open(config, network.as_ref(), &stop)?;
     let config = &node.config;
     let models = Arc::new(Claims(Arc::clone(&node)));
     let snapshotter =
@@ -163,6 +167,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let control = bind(&config.control_socket())?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Arc::clone(&node.engine).run());
+    if let Some(network) = network {
+        tasks.spawn(network.run(Arc::clone(&node.engine)));
+    }
     tasks.spawn(Arc::clone(&node).watch());
     let stopped = || stop.clone().cancelled_owned();
     let service = snapshotter.clone().into_service();
@@ -205,7 +212,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// Opens what is on disk and mounts it.
-fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
+fn open(
+    config: Config,
+    network: Option<&PeerNetwork>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Arc<Node>> {
     // What the store holds may be confidential. containerd and the kubelet are root, and pods see their volumes through
     // mounts, not through these paths. A directory that is there already is its owner's business.
     for dir in [&config.root, &config.run_dir] {
@@ -222,10 +233,18 @@ fn open(config: Config, stop: &CancellationToken) -> anyhow::Result<Arc<Node>> {
     }
     let store = Store::open(&config.root.join("store"), StoreOptions::default())?;
     let catalog = catalog::Catalog::open(&config.root)?;
-    let origins = Arc::new(Origins::new(registry_client(&config)?));
+    let client = registry_client(&config)?;
+    let origins =
+        Arc::new(if network.is_some() { Origins::with_peers(client) } else { Origins::new(client) });
     let engine = Engine::new(store, origins.clone(), engine_options(&config));
+    if let Some(network) = network {
+        engine.set_network(network.network());
+    }
     let runtime = tokio::runtime::Handle::current();
     let node = Node::new(config, engine, origins, catalog, runtime, stop.clone());
+    if let Some(network) = network {
+        node.peers.set(network.reporter()).expect("set once");
+    }
     let fuse = &node.config.fuse;
     let mut options = MountOptions { passthrough: fuse.passthrough, ..MountOptions::default() };
     options.read_ahead_kb = u32::try_from(fuse.read_ahead.0 >> 10).expect("checked with the configuration");

@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use towline_peer::Report;
 
 use crate::node::Node;
 
@@ -91,7 +92,7 @@ impl Collector for NodeCollector {
         let Some(node) = self.0.upgrade() else { return Ok(()) };
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (engine, store) = (node.engine.stats(), node.engine.store().stats());
-        let counters: [(&str, &str, u64); 9] = [
+        let counters: [(&str, &str, u64); 10] = [
             (
                 "layers_claimed",
                 "Layers served lazily instead of being downloaded by containerd",
@@ -99,6 +100,7 @@ impl Collector for NodeCollector {
             ),
             ("volumes", "Times a model directory was handed out for a mount", load(&node.volumes_open)),
             ("origin_bytes", "Bytes received from registries", load(&engine.fetched_bytes)),
+            ("peer_bytes", "Bytes of verified pieces that came from peers", load(&engine.peer_bytes)),
             (
                 "corrupt_pieces",
                 "Pieces that did not match their digest and were thrown away",
@@ -116,6 +118,9 @@ impl Collector for NodeCollector {
         ];
         for (name, help, value) in counters {
             write(&mut encoder, name, help, &ConstCounter::new(value))?;
+        }
+        if let Some(peers) = node.peers.get() {
+            encode_peers(&peers.report(), &mut encoder)?;
         }
         let declined = Family::<[(&'static str, &'static str); 1], Counter>::default();
         for reason in Declined::ALL {
@@ -155,6 +160,35 @@ impl Collector for NodeCollector {
         }
         Ok(())
     }
+}
+
+/// What the peer network counts. `strangers` means somebody without the cluster key, or with an old one, at the piece server.
+fn encode_peers(report: &Report, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let banned = report.peers.iter().filter(|peer| !peer.banned.is_zero()).count();
+    let counts = report.counts;
+    for (name, help, value) in [
+        ("peer_sent_bytes", "Bytes of pieces sent to peers", report.own.bytes_to),
+        ("peer_pieces", "Pieces that came from peers and matched", counts.from_peers),
+        ("peer_pieces_twice", "Pieces that came although they were here already", counts.twice),
+        (
+            "peer_corrupt_pieces",
+            "Pieces of peers or the origin that did not match their digest",
+            counts.corrupt,
+        ),
+        ("peer_stalled_requests", "Requests to peers given up for want of an answer", counts.stalled),
+        ("peer_failed_requests", "Requests that peers refused or broke off", counts.failed),
+        ("peer_absurd_messages", "Messages of peers that broke a limit", counts.absurd),
+        ("peer_strangers", "Requests for pieces that did not prove to come from a peer", report.strangers),
+    ] {
+        write(encoder, name, help, &ConstCounter::new(value))?;
+    }
+    for (name, help, value) in [
+        ("peers", "Peers connected", report.peers.len() - banned),
+        ("peers_banned", "Peers that sent wrong bytes and are not dealt with for now", banned),
+    ] {
+        write(encoder, name, help, &ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)))?;
+    }
+    Ok(())
 }
 
 fn write(

@@ -40,7 +40,7 @@ fn top(table: &str, dir: &Path) -> Option<Mounted> {
         let fs_type = tail.split(' ').next()?.to_owned();
         (Path::new(&at) == dir).then(|| Mounted { root: root.into(), fs_type })
     };
-    table.lines().filter_map(mount).last()
+    table.lines().filter_map(mount).next_back()
 }
 
 /// Undoes the octal escapes that the kernel writes for space, tab, newline and backslash.

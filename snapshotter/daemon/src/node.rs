@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use towline_artifact::{ContentId, Sha256};
 use towline_fuse::Mount;
 use towline_modelfs::{ContentHandle, Engine, fill_order};
+use towline_peer::Reporter;
 use towline_store::{StoreError, TreeContent, TreeFile};
 
 use crate::catalog::{Catalog, KnownModel};
@@ -33,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) catalog: Catalog,
     pub(crate) runtime: Handle,
     pub(crate) mount: OnceLock<Mount>,
+    /// Set where there is a peer network.
+    pub(crate) peers: OnceLock<Reporter>,
     pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
     pub(crate) volumes_open: AtomicU64,
@@ -70,6 +73,7 @@ impl Node {
             catalog,
             runtime,
             mount: OnceLock::new(),
+            peers: OnceLock::new(),
             metrics: Metrics::default(),
             stop,
             volumes_open: AtomicU64::new(0),

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::TryStreamExt;
 use towline_artifact::{ContentId, PieceTable};
-use towline_modelfs::{FetchError, PieceSource, PieceStream};
+use towline_modelfs::{Fault, FetchError, PieceSource, PieceStream};
 use towline_registry::{Client, Digest, RegistryError, Repository};
 
 use crate::catalog::KnownModel;
@@ -26,6 +26,8 @@ struct Origin {
 #[derive(Debug)]
 pub(crate) struct Origins {
     client: Client,
+    /// Fetches pieces. With peers, when to try again is decided among them.
+    pieces: Client,
     /// The one to ask first comes first; a failure moves it to the end.
     by_content: Arc<Table>,
 }
@@ -37,7 +39,12 @@ const MAX_ORIGINS: usize = 8;
 
 impl Origins {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, by_content: Arc::default() }
+        Self { pieces: client.clone(), client, by_content: Arc::default() }
+    }
+
+    /// Origins of a node that has peers: a refusal is told at once, for another node may do better.
+    pub(crate) fn with_peers(client: Client) -> Self {
+        Self { pieces: client.without_repetitions(), ..Self::new(client) }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -75,8 +82,7 @@ impl Origins {
     async fn ask(&self, content: ContentId, bytes: Range<u64>) -> Result<PieceStream, FetchError> {
         let origin = self.first(content).ok_or(FetchError::NoSource { content })?;
         let range = origin.offset + bytes.start..origin.offset + bytes.end;
-        let failed =
-            move |error: RegistryError| FetchError::Source { message: chain(&error), retry_after: None };
+        let failed = |error: RegistryError| fetch_error(&error);
         let mut unfinished = Unfinished {
             table: Arc::clone(&self.by_content),
             content,
@@ -84,16 +90,27 @@ impl Origins {
             missing: range.end - range.start,
         };
         let body: PieceStream =
-            match self.client.blob_range(&origin.repository, &origin.layer, range.clone()).await {
+            match self.pieces.blob_range(&origin.repository, &origin.layer, range.clone()).await {
                 Ok(body) => Box::pin(body.map_err(failed)),
                 Err(RegistryError::RangeIgnored { .. }) => {
-                    let body = self.client.blob(&origin.repository, &origin.layer).await.map_err(failed)?;
+                    let body = self.pieces.blob(&origin.repository, &origin.layer).await.map_err(failed)?;
                     part_of_whole(body.map_err(failed), range)
                 }
                 Err(error) => return Err(failed(error)),
             };
         Ok(Box::pin(body.inspect_ok(move |chunk| unfinished.received(chunk.len() as u64))))
     }
+}
+
+/// What a registry's refusal means for the next attempt.
+fn fetch_error(error: &RegistryError) -> FetchError {
+    let fault = match error.status().map(|status| status.as_u16()) {
+        Some(429 | 503) => Fault::Throttled,
+        Some(404 | 410) => Fault::Gone,
+        _ if error.is_unauthorized() => Fault::Denied,
+        _ => Fault::Broken,
+    };
+    FetchError::Source { message: chain(error), fault, retry_after: error.retry_after() }
 }
 
 /// A request that was made. Unless all of it comes, whatever the reason, the next one goes to somebody else.

@@ -184,6 +184,7 @@ impl ImageName {
         let text = chain(error);
         match error {
             RegistryError::DigestMismatch { .. } => Problem::new(Code::DataLoss, text),
+            RegistryError::Name(_) => Problem::new(Code::InvalidArgument, text),
             error if error.is_unauthorized() => Problem::new(Code::PermissionDenied, text).hint(format!(
                 "`docker login {host}` writes credentials; towlined reads the file that registry.docker_config names"
             )),

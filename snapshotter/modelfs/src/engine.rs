@@ -17,14 +17,15 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use towline_artifact::{ContentId, PieceIndex, PieceTable, VerifiedPiece};
+use towline_artifact::{ContentId, Corrupt, PieceIndex, PieceTable, VerifiedPiece};
 use towline_store::{Content, Store, StoreError};
 
 use crate::cache::PieceCache;
 use crate::fill::FillId;
+use crate::network::{Network, PieceBytes, Supplier};
 use crate::read::{ReadBytes, ReadError};
 use crate::schedule::{Limits, Run, Schedule, Slot};
-use crate::source::{FetchError, PieceSource};
+use crate::source::{FetchError, PieceSource, PieceStream};
 
 /// How long the fill pauses after the store was full.
 const STORE_FULL_PAUSE: Duration = Duration::from_secs(30);
@@ -58,6 +59,8 @@ impl Default for EngineOptions {
 pub struct EngineStats {
     /// Bytes received from sources, verified or not.
     pub fetched_bytes: AtomicU64,
+    /// Bytes of verified pieces that came from peers.
+    pub peer_bytes: AtomicU64,
     /// Pieces that did not match their digest.
     pub corrupt_pieces: AtomicU64,
     /// Runs that failed.
@@ -77,6 +80,9 @@ pub struct ContentHandle {
     content: Arc<Content>,
     arrived: Notify,
     fetched_bytes: AtomicU64,
+    peer_bytes: AtomicU64,
+    /// Whether the network brings its pieces, not the schedule.
+    networked: bool,
     /// When a read last asked for a piece that was not there; the fill is to run from the first such read.
     touched: std::sync::OnceLock<Instant>,
     last_error: Mutex<Option<String>>,
@@ -95,13 +101,26 @@ impl ContentHandle {
         self.fetched_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of verified pieces that came from peers since the daemon started.
+    #[must_use]
+    pub fn peer_bytes(&self) -> u64 {
+        self.peer_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes how a fetch ended that the engine did not make itself.
+    pub fn note_fetch(&self, error: Option<String>) {
+        *lock(&self.last_error) = error;
+    }
+
     /// What the last failed fetch said, unless one succeeded after it.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         lock(&self.last_error).clone()
     }
 
-    fn table(&self) -> &Arc<PieceTable> {
+    /// The digests of its pieces.
+    #[must_use]
+    pub fn table(&self) -> &Arc<PieceTable> {
         self.content.table()
     }
 }
@@ -116,6 +135,7 @@ struct State {
 pub struct Engine {
     store: Store,
     source: Arc<dyn PieceSource>,
+    network: std::sync::OnceLock<Arc<dyn Network>>,
     options: EngineOptions,
     state: Mutex<State>,
     cache: Mutex<PieceCache>,
@@ -147,6 +167,7 @@ impl Engine {
         Arc::new(Self {
             store,
             source,
+            network: std::sync::OnceLock::new(),
             options,
             state: Mutex::new(state),
             cache: Mutex::new(PieceCache::new(options.memory_bytes)),
@@ -154,6 +175,14 @@ impl Engine {
             stop: CancellationToken::new(),
             stats: EngineStats::default(),
         })
+    }
+
+    /// Lets `network` bring the pieces of all contents that are opened from now on and for which it has room.
+    ///
+    /// # Panics
+    /// When called a second time.
+    pub fn set_network(&self, network: Arc<dyn Network>) {
+        assert!(self.network.set(network).is_ok(), "an engine has one network");
     }
 
     /// The store behind the engine.
@@ -195,14 +224,21 @@ impl Engine {
         }
         let stored = (0..content.piece_count()).map(|n| content.has(PieceIndex(n)));
         let slot = state.schedule.add(stored);
-        let handle = Arc::new(ContentHandle {
-            slot,
-            content: Arc::clone(&content),
-            arrived: Notify::new(),
-            fetched_bytes: AtomicU64::new(0),
-            touched: std::sync::OnceLock::new(),
-            last_error: Mutex::new(None),
-        });
+        let make = |networked| {
+            Arc::new(ContentHandle {
+                slot,
+                content: Arc::clone(&content),
+                arrived: Notify::new(),
+                fetched_bytes: AtomicU64::new(0),
+                peer_bytes: AtomicU64::new(0),
+                networked,
+                touched: std::sync::OnceLock::new(),
+                last_error: Mutex::new(None),
+            })
+        };
+        let networked = self.network.get().map(|network| (network, make(true)));
+        let joined = networked.filter(|(network, handle)| network.join(handle)).map(|(_, handle)| handle);
+        let handle = joined.unwrap_or_else(|| make(false));
         state.by_id.insert(table.content(), Arc::downgrade(&handle));
         state.by_slot.insert(slot, Arc::clone(&handle));
         Ok(handle)
@@ -216,6 +252,11 @@ impl Engine {
         by_slot.retain(|&slot, handle| {
             let keep = Arc::strong_count(handle) > 1 || !schedule.is_idle(slot);
             if !keep {
+                if handle.networked
+                    && let Some(network) = self.network.get()
+                {
+                    network.leave(handle.content.id());
+                }
                 schedule.remove(slot);
                 cache.remove_slot(slot);
                 by_id.remove(&handle.content.id());
@@ -226,15 +267,25 @@ impl Engine {
 
     /// Fetches all of `parts` behind what readers ask for.
     pub fn start_fill(&self, parts: &[(Arc<ContentHandle>, Range<u32>)]) -> FillId {
-        let parts: Vec<_> = parts.iter().map(|(handle, range)| (handle.slot, range.clone())).collect();
-        let id = lock(&self.state).schedule.add_fill(parts);
+        let (theirs, ours): (Vec<_>, Vec<_>) = parts.iter().partition(|(handle, _)| handle.networked);
+        let ours: Vec<_> = ours.into_iter().map(|(handle, range)| (handle.slot, range.clone())).collect();
+        let id = FillId(lock(&self.state).schedule.add_fill(ours));
+        if let Some(network) = self.network.get() {
+            let within = |(handle, range): &(Arc<ContentHandle>, Range<u32>)| {
+                (handle.content.id(), range.start..range.end.min(handle.content.piece_count()))
+            };
+            network.start_fill(id, theirs.into_iter().map(within).collect());
+        }
         self.wake.notify_one();
-        FillId(id)
+        id
     }
 
     /// Ends a fill; what is under way arrives all the same.
     pub fn stop_fill(&self, id: FillId) {
         lock(&self.state).schedule.remove_fill(id.0);
+        if let Some(network) = self.network.get() {
+            network.stop_fill(id);
+        }
     }
 
     /// Reads without waiting for any network: `None` when a byte is not here.
@@ -294,7 +345,15 @@ impl Engine {
 
     /// Tells where a reader is, so that what follows is fetched before it asks.
     pub fn reader_at(&self, handle: &ContentHandle, offset: u64) {
-        if !handle.content.is_complete() && offset < handle.content.len() {
+        if handle.content.is_complete() || offset >= handle.content.len() {
+            return;
+        }
+        if let Some(network) = self.network_of(handle) {
+            let first = PieceIndex::containing(offset).0 + 1;
+            let end =
+                first.saturating_add(self.options.limits.window_pieces).min(handle.content.piece_count());
+            network.ahead(handle.content.id(), first.min(end)..end);
+        } else {
             lock(&self.state).schedule.reader_at(handle.slot, PieceIndex::containing(offset).0);
             self.wake.notify_one();
         }
@@ -335,9 +394,17 @@ impl Engine {
         }
     }
 
+    fn network_of(&self, handle: &ContentHandle) -> Option<&Arc<dyn Network>> {
+        self.network.get().filter(|_| handle.networked)
+    }
+
     fn demand(&self, handle: &ContentHandle, offset: u64, len: u32) {
         let end = offset.saturating_add(u64::from(len)).min(handle.content.len());
         let (first, last) = (PieceIndex::containing(offset), PieceIndex::containing(end - 1));
+        if let Some(network) = self.network_of(handle) {
+            network.demand(handle.content.id(), first.0..last.0 + 1);
+            return self.reader_at(handle, end - 1);
+        }
         let mut state = lock(&self.state);
         for piece in first.0..=last.0 {
             if !handle.content.has(PieceIndex(piece)) {
@@ -385,9 +452,7 @@ impl Engine {
         self.stats.runs.fetch_add(1, Ordering::Relaxed);
         // A panic on what a source sent ends the run, not its place in the schedule: its readers would wait for ever.
         let fetched = AssertUnwindSafe(self.fetch_pieces(&run, &handle)).catch_unwind().await;
-        let result = fetched.unwrap_or_else(|_| {
-            Err(FetchError::Source { message: "fetch panicked".to_owned(), retry_after: None })
-        });
+        let result = fetched.unwrap_or_else(|_| Err(FetchError::broken("fetch panicked".to_owned())));
         let now = Instant::now();
         let rest = result.as_ref().err().and_then(FetchError::retry_after);
         let wait = lock(&self.state).schedule.ended(&run, result.is_err(), now, rest);
@@ -440,10 +505,7 @@ impl Engine {
 
     async fn in_time<T>(&self, wait: impl Future<Output = T>) -> Result<T, FetchError> {
         let limit = self.options.idle_timeout;
-        tokio::time::timeout(limit, wait).await.map_err(|_| FetchError::Source {
-            message: format!("source was silent for {} s", limit.as_secs()),
-            retry_after: None,
-        })
+        tokio::time::timeout(limit, wait).await.map_err(|_| silent(limit))
     }
 
     /// Verifies a received piece, shows it to readers, writes it, seals the content after the last one.
@@ -453,15 +515,37 @@ impl Engine {
     }
 
     fn take(&self, handle: &ContentHandle, full: Assembly) -> Result<(), FetchError> {
+        self.deliver(handle, full.index, full.bytes.into(), Supplier::Origin).map(drop).map_err(Into::into)
+    }
+
+    /// Verifies a received piece, shows it to readers, writes it, seals the content after the last one. Blocks on hashing
+    /// and on the disk. False if the store could not take the piece: then it is in memory only, and not for long.
+    ///
+    /// # Errors
+    /// [`Corrupt`]: nobody has seen the bytes, and the registry that sent them, if it was one, is no longer asked first.
+    pub fn deliver(
+        &self,
+        handle: &ContentHandle,
+        index: PieceIndex,
+        bytes: Bytes,
+        from: Supplier,
+    ) -> Result<bool, Corrupt> {
         let id = handle.content.id();
-        let piece = match handle.table().verify(full.index, full.bytes.into()) {
+        let len = bytes.len() as u64;
+        let piece = match handle.table().verify(index, bytes) {
             Ok(piece) => piece,
             Err(corrupt) => {
                 self.stats.corrupt_pieces.fetch_add(1, Ordering::Relaxed);
-                self.source.corrupt(id);
-                return Err(corrupt.into());
+                if from == Supplier::Origin {
+                    self.source.corrupt(id);
+                }
+                return Err(corrupt);
             }
         };
+        if from == Supplier::Peer {
+            self.stats.peer_bytes.fetch_add(len, Ordering::Relaxed);
+            handle.peer_bytes.fetch_add(len, Ordering::Relaxed);
+        }
         lock(&self.cache).insert(handle.slot, piece.clone());
         handle.arrived.notify_waiters();
         let stored = self.store_piece(handle, &piece);
@@ -472,7 +556,41 @@ impl Engine {
                 Err(error) => tracing::error!(content = %id, %error, "content could not be sealed"),
             }
         }
-        Ok(())
+        Ok(stored)
+    }
+
+    /// A piece that is here, to be sent to a peer.
+    #[must_use]
+    pub fn piece(&self, handle: &ContentHandle, index: PieceIndex) -> Option<PieceBytes> {
+        let stored = handle.content.file_with(index).map(PieceBytes::File);
+        stored.or_else(|| lock(&self.cache).get(handle.slot, index).map(PieceBytes::Memory))
+    }
+
+    /// Asks the origin for bytes of a content, unverified; what comes counts as fetched.
+    ///
+    /// # Errors
+    /// What the source says.
+    pub async fn fetch_from_origin(
+        self: &Arc<Self>,
+        handle: &Arc<ContentHandle>,
+        bytes: Range<u64>,
+    ) -> Result<PieceStream, FetchError> {
+        let stream = self.in_time(self.source.fetch(handle.table(), bytes)).await??;
+        let (idle, engine, handle) = (self.options.idle_timeout, Arc::clone(self), Arc::clone(handle));
+        let timed = futures_util::stream::unfold(stream, move |mut stream| async move {
+            let item = match tokio::time::timeout(idle, stream.next()).await {
+                Ok(item) => item?,
+                Err(_) => Err(silent(idle)),
+            };
+            Some((item, stream))
+        });
+        let counted = timed.inspect(move |item| {
+            if let Ok(chunk) = item {
+                engine.stats.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                handle.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
+        Ok(Box::pin(counted))
     }
 
     fn store_piece(&self, handle: &ContentHandle, piece: &VerifiedPiece) -> bool {
@@ -485,12 +603,14 @@ impl Engine {
     }
 }
 
+fn silent(limit: Duration) -> FetchError {
+    FetchError::broken(format!("source was silent for {} s", limit.as_secs()))
+}
+
 type Taking = tokio::task::JoinHandle<Result<(), FetchError>>;
 
 async fn join(taking: Taking) -> Result<(), FetchError> {
-    taking.await.unwrap_or_else(|panic| {
-        Err(FetchError::Source { message: format!("piece could not be taken: {panic}"), retry_after: None })
-    })
+    taking.await.unwrap_or_else(|panic| Err(FetchError::broken(format!("piece could not be taken: {panic}"))))
 }
 
 /// A piece whose bytes are arriving.

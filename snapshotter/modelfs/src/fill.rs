@@ -9,6 +9,14 @@ use towline_artifact::Model;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FillId(pub(crate) u64);
 
+impl FillId {
+    /// The number that it is.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// Parts of the weight files of `model`, as positions in [`Model::files`] and half-open ranges of pieces.
 ///
 /// First the head of every file that starts with a header (loaders read all headers before any tensor), then every

@@ -10,6 +10,7 @@
 mod cache;
 mod engine;
 mod fill;
+mod network;
 mod read;
 mod schedule;
 mod source;
@@ -17,7 +18,8 @@ mod tree;
 
 pub use engine::{ContentHandle, Engine, EngineOptions, EngineStats};
 pub use fill::{FillId, fill_order};
+pub use network::{Network, PieceBytes, Supplier};
 pub use read::{ReadBytes, ReadError};
 pub use schedule::{Cause, Limits, Run, Schedule, Slot};
-pub use source::{FetchError, PieceSource, PieceStream};
+pub use source::{Fault, FetchError, PieceSource, PieceStream};
 pub use tree::{FileNode, Node, NodeId, NodeKind, Tree};

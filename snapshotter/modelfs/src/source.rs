@@ -41,6 +41,8 @@ pub enum FetchError {
     Source {
         /// What was attempted on what, and why it failed.
         message: String,
+        /// What that means for the next attempt.
+        fault: Fault,
         /// How long the source asked to be left alone.
         retry_after: Option<Duration>,
     },
@@ -55,7 +57,36 @@ pub enum FetchError {
     Corrupt(#[from] towline_artifact::Corrupt),
 }
 
+/// What a source's failure means for the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It has too much to do (429, 503).
+    Throttled,
+    /// It refuses this node's credentials (401, 403).
+    Denied,
+    /// It does not have the content (404, 410).
+    Gone,
+    /// Anything else: no connection, silence, an answer that is none.
+    Broken,
+}
+
 impl FetchError {
+    /// A failure of no particular kind.
+    #[must_use]
+    pub fn broken(message: String) -> Self {
+        Self::Source { message, fault: Fault::Broken, retry_after: None }
+    }
+
+    /// What it means for the next attempt.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Source { fault, .. } => *fault,
+            Self::NoSource { .. } => Fault::Gone,
+            Self::Short { .. } | Self::Corrupt(_) => Fault::Broken,
+        }
+    }
+
     /// How long the source asked to be left alone.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

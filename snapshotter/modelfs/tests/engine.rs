@@ -56,7 +56,7 @@ impl PieceSource for Source {
                 Some(Fault::Short) => data.truncate(data.len() - 1),
                 Some(Fault::Extra) => data.extend_from_slice(b"more"),
                 Some(Fault::Refuse) => {
-                    return Err(FetchError::Source { message: "refused".into(), retry_after: None });
+                    return Err(FetchError::broken("refused".into()));
                 }
                 Some(Fault::Panic) => panic!("a fault of the test: the source panics"),
                 Some(Fault::Silent) => return Ok(Box::pin(stream::pending()) as PieceStream),

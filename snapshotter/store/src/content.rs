@@ -152,6 +152,13 @@ impl Content {
         self.is_sealed().then(|| self.opened.file())
     }
 
+    /// A descriptor of the file, if it holds the piece, to send it from its own offset on without a copy. A piece that is
+    /// taken back meanwhile, because the disk refused to make it durable, reads as zeros.
+    #[must_use]
+    pub fn file_with(&self, index: PieceIndex) -> Option<Arc<File>> {
+        self.has(index).then(|| self.opened.file())
+    }
+
     /// Lets the kernel drop the page cache of a byte range, for bytes that another cache holds. Only whole pages that
     /// are already on disk go; a range beyond the end does nothing.
     pub fn advise_dontneed(&self, range: Range<u64>) {

@@ -5,10 +5,13 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
+use towline_swarm::Strategy;
 use towline_swarm::sim::{Fault, Link, OriginDay, Report, Scenario, run};
 
 #[derive(Parser)]
@@ -22,6 +25,9 @@ struct Args {
     /// Write table and plot into this directory.
     #[arg(long)]
     write: Option<PathBuf>,
+    /// Scenarios run at once.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
     /// Also 5,000 nodes.
     #[arg(long)]
     large: bool,
@@ -29,26 +35,36 @@ struct Args {
 
 fn scenarios(large: bool) -> Vec<Scenario> {
     let small = |nodes, origin| Scenario::crowd(nodes, 64, 200.0, origin);
+    let late = |crowd| Scenario { apart: Some(Duration::from_secs(2)), ..crowd };
     let mut all = vec![
         small(8, 1000.0).named("8 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(8, 200.0).named("8 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
         small(16, 1000.0).named("16 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(16, 200.0).named("16 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
-        Scenario { apart: Some(Duration::from_secs(2)), ..small(8, 1000.0) }.named("8, one every 2 s"),
-        Scenario { apart: Some(Duration::from_secs(2)), ..small(16, 200.0) }
-            .named("16, one every 2 s, origin 200 Mb/s"),
+        late(small(8, 1000.0)).named("8, one every 2 s, origin 1 Gb/s"),
+        late(small(8, 200.0)).named("8, one every 2 s, origin 200 Mb/s"),
+        late(small(16, 1000.0)).named("16, one every 2 s, origin 1 Gb/s"),
+        late(small(16, 200.0)).named("16, one every 2 s, origin 200 Mb/s"),
     ];
+    let killed = |nodes, origin| Scenario { faults: (1, Some(Fault::Killed(0.3))), ..small(nodes, origin) };
+    let owner_only = |mut scenario: Scenario| {
+        scenario.limits.strategy = Strategy::OwnerOnly;
+        scenario
+    };
     let zoned = |nodes, origin, rate| Scenario {
         zones: 2,
         zone_rate: Some(Link::mbit(rate).up),
         ..small(nodes, origin)
     };
     all.extend([
+        zoned(8, 1000.0, 400.0).named("8 in 2 zones, 400 Mb/s between"),
         zoned(16, 1000.0, 400.0).named("16 in 2 zones, 400 Mb/s between"),
         zoned(16, 1000.0, 100.0).named("16 in 2 zones, 100 Mb/s between"),
-        Scenario { faults: (1, Some(Fault::Killed(0.3))), ..small(8, 1000.0) }.named("8, one killed at 30 %"),
-        Scenario { faults: (1, Some(Fault::Killed(0.3))), ..small(16, 200.0) }
-            .named("16, one killed at 30 %, origin 200 Mb/s"),
+        killed(8, 1000.0).named("8, one killed at 30 %"),
+        killed(16, 1000.0).named("16, one killed at 30 %"),
+        killed(16, 200.0).named("16, one killed at 30 %, origin 200 Mb/s"),
+        Scenario { faults: (1, Some(Fault::Stopped(0.3))), ..small(8, 1000.0) }
+            .named("8, one stopped at 30 %"),
         Scenario { faults: (1, Some(Fault::Stopped(0.3))), ..small(16, 1000.0) }
             .named("16, one stopped at 30 %"),
         Scenario { faults: (4, Some(Fault::Killed(0.3))), ..small(16, 1000.0) }
@@ -71,13 +87,24 @@ fn scenarios(large: bool) -> Vec<Scenario> {
         Scenario { day: OriginDay::DeniesHalf, ..small(16, 1000.0) }
             .named("16, origin: 401 for every second node"),
     ]);
+    let queue = Duration::from_millis(30);
+    all.extend([
+        small(8, 1000.0).under_load(queue).named("8, origin 1 Gb/s, messages 30 ms late at each end"),
+        small(8, 200.0).under_load(queue).named("8, origin 200 Mb/s, messages 30 ms late at each end"),
+        small(16, 1000.0).under_load(queue).named("16, origin 1 Gb/s, messages 30 ms late at each end"),
+        small(16, 200.0).under_load(queue).named("16, origin 200 Mb/s, messages 30 ms late at each end"),
+        owner_only(small(8, 1000.0)).named("owner-only: 8, origin 1 Gb/s"),
+        owner_only(small(16, 1000.0)).named("owner-only: 16, origin 1 Gb/s"),
+        owner_only(small(16, 200.0)).named("owner-only: 16, origin 200 Mb/s"),
+        owner_only(killed(16, 1000.0)).named("owner-only: 16, one killed at 30 %"),
+    ]);
     let big = |nodes, pieces| Scenario::crowd(nodes, pieces, 1000.0, 1000.0);
     all.extend([
         big(64, 512).named("64 × 1 Gb/s, 2 GiB, origin 1 Gb/s"),
         big(256, 1024).named("256 × 1 Gb/s, 4 GiB, origin 1 Gb/s"),
         big(1000, 2048).named("1000 × 1 Gb/s, 8 GiB, origin 1 Gb/s"),
-        Scenario { origin: Link::mbit(8000.0).up, ..big(1000, 2048) }
-            .named("1000 × 1 Gb/s, 8 GiB, origin 8 Gb/s"),
+        Scenario { origin: Link::mbit(8000.0).up, ..big(1000, 1024) }
+            .named("1000 × 1 Gb/s, 4 GiB, origin 8 Gb/s"),
         Scenario { slow: Some((10, 4.0)), ..big(1000, 1024) }.named("1000, 10 % four times slower, 4 GiB"),
         Scenario { zones: 4, zone_rate: Some(Link::mbit(2000.0).up), ..big(256, 1024) }
             .named("256 in 4 zones, 2 Gb/s between"),
@@ -86,40 +113,77 @@ fn scenarios(large: bool) -> Vec<Scenario> {
         Scenario { faults: (12, Some(Fault::Lying)), ..big(256, 1024) }.named("256, 5 % lie"),
     ]);
     if large {
-        all.push(big(5000, 1024).named("5000 × 1 Gb/s, 4 GiB, origin 1 Gb/s"));
+        all.push(big(5000, 256).named("5000 × 1 Gb/s, 1 GiB, origin 1 Gb/s"));
     }
     all
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is its output")]
+/// Seeds of the second table.
+const SEEDS: u64 = 5;
+
+/// Runs scenarios, `jobs` at a time, the longest first; the reports are in the scenarios' order.
+#[expect(clippy::print_stderr, reason = "runs take minutes: how far it is")]
+fn run_all(scenarios: &[Scenario], seed: u64, jobs: usize) -> Vec<Report> {
+    let mut order: Vec<usize> = (0..scenarios.len()).collect();
+    order.sort_by_key(|&at| std::cmp::Reverse(scenarios[at].nodes as u64 * u64::from(scenarios[at].pieces)));
+    let (next, reports) = (AtomicUsize::new(0), Mutex::new(vec![None; scenarios.len()]));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let started = Instant::now();
+                    let report = run(&scenarios[at], seed);
+                    eprintln!("  {:.1} s: {report}", started.elapsed().as_secs_f64());
+                    reports.lock().expect("no run panics while it holds the lock")[at] = Some(report);
+                }
+            });
+        }
+    });
+    reports.into_inner().expect("no run panicked").into_iter().flatten().collect()
+}
+
+/// Median and worst over some seeds of what the small clusters are held to.
+fn spread(scenarios: &[Scenario]) -> String {
+    let mut table = String::from(
+        "| scenario | last / bound | origin × | across zones × | max/mean upload |\n|---|---|---|---|---|\n",
+    );
+    for scenario in scenarios.iter().filter(|scenario| scenario.nodes <= 16) {
+        let reports: Vec<Report> = (1..=SEEDS).map(|seed| run(scenario, seed)).collect();
+        let of = |value: &dyn Fn(&Report) -> f64| {
+            let mut values: Vec<f64> = reports.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            format!("{:.2}, {:.2}", values[values.len() / 2], values[values.len() - 1])
+        };
+        let (last, origin) = (of(&|report| report.ratio(1.0)), of(&|report| report.origin));
+        let (across, most) = (of(&|report| report.across), of(&|report| report.spread));
+        table += &format!("| {} | {last} | {origin} | {across} | {most} |\n", scenario.name);
+    }
+    table
+}
+
+#[expect(clippy::print_stdout, reason = "the table is its output")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let mut table = format!("{}\n", Report::HEADS);
     let mut reports = Vec::new();
     println!("seed {}\n{}", args.seed, Report::HEADS);
-    for scenario in scenarios(args.large) {
-        if !scenario.name.contains(&args.only) {
-            continue;
-        }
-        let started = Instant::now();
-        let report = run(&scenario, args.seed);
-        let took = started.elapsed().as_secs_f64();
+    let mut scenarios = scenarios(args.large);
+    scenarios.retain(|scenario| scenario.name.contains(&args.only));
+    for report in run_all(&scenarios, args.seed, args.jobs) {
         println!("{report}");
-        eprintln!(
-            "  {took:.1} s, {:.2} million events, {} honest banned",
-            report.events as f64 / 1e6,
-            report.honest_banned
-        );
         writeln!(table, "{report}")?;
         reports.push(report);
     }
+    let spread = spread(&scenarios);
+    println!("\n{spread}");
+    writeln!(table, "\nMedian and worst of seeds 1 to {SEEDS}:\n\n{spread}")?;
     if let Some(dir) = &args.write {
         let page = dir.join("swarm.md");
         let text = std::fs::read_to_string(&page).with_context(|| format!("read {}", page.display()))?;
         let (start, end) = ("<!-- table -->\n", "<!-- end of table -->");
         let (head, rest) = text.split_once(start).context("no table mark")?;
         let (_, tail) = rest.split_once(end).context("no end mark")?;
-        let page_text = format!("{head}{start}\nSeed {}.\n\n{table}\n{end}{tail}", args.seed);
+        let page_text = format!("{head}{start}Seed {}.\n\n{table}\n{end}{tail}", args.seed);
         std::fs::write(&page, page_text).with_context(|| format!("write {}", page.display()))?;
         draw(&dir.join("swarm.svg"), &reports)?;
     }

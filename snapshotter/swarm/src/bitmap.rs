@@ -27,6 +27,23 @@ impl Bitmap {
         Self { words, len, count: len }
     }
 
+    /// The set whose number `n` is there when bit `n % 64` (1 is the lowest) of word `n / 64` is set; `None` unless there
+    /// are just as many words as `len` needs and no bit beyond it.
+    #[must_use]
+    pub fn from_words(len: u32, words: Vec<u64>) -> Option<Self> {
+        let last_bits = if len.is_multiple_of(64) { u64::MAX } else { (1 << (len % 64)) - 1 };
+        let fits = words.len() == len.div_ceil(64) as usize
+            && words.last().is_none_or(|last| last & !last_bits == 0);
+        let count = words.iter().map(|word| word.count_ones()).sum();
+        fits.then_some(Self { words, len, count })
+    }
+
+    /// The words of [`Self::from_words`].
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// One more than the greatest number the set could hold.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "the length is that of the content, not of the set")]

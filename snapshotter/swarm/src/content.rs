@@ -9,12 +9,19 @@ use towline_artifact::ContentId;
 
 use crate::owners::Owners;
 use crate::rng::IdMap;
-use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Time, UploadId};
+use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Strategy, Time, UploadId};
 
 /// The least part of the window that an origin which throttles leaves.
 const THROTTLE_MIN: f64 = 1.0 / 64.0;
 /// Time in which a window that shrank to nothing is whole again.
 const THROTTLE_SECONDS: f64 = 60.0;
+
+/// Pieces beyond twice what this node sees that the word of others may move the window to: the first window and some.
+const TOLD_BEYOND: u32 = 16;
+/// Messages of a link that are taken at once, and later a second. An honest one sends one per `Limits::have_gap`, and one
+/// for each piece it loses.
+const HAVE_BURST: f64 = 256.0;
+const HAVE_RATE: f64 = 64.0;
 
 /// A peer that tells what it has.
 #[derive(Debug)]
@@ -25,6 +32,10 @@ pub(crate) struct Link {
     pub(crate) doubted: bool,
     pub(crate) have: Bitmap,
     pub(crate) fetching: Arc<[u32]>,
+    /// It said to be fetching a piece that then did not come: its word on that counts no more.
+    pub(crate) talks: bool,
+    /// Messages it may still send now, and when that was worked out.
+    pub(crate) allowance: (f64, Time),
     /// Offered by this node at that time and not answered yet.
     pub(crate) offered: Option<Time>,
 }
@@ -38,6 +49,14 @@ pub(crate) struct Parked {
 }
 
 impl Link {
+    /// Counts a message; false when there are too many.
+    pub(crate) fn may_tell(&mut self, now: Time) -> bool {
+        let (left, at) = self.allowance;
+        let left = (left + HAVE_RATE * now.since(at).as_secs_f64()).min(HAVE_BURST);
+        self.allowance = (if left >= 1.0 { left - 1.0 } else { left }, now);
+        left >= 1.0
+    }
+
     /// Whether what it has counts as being in this zone.
     fn is_near(&self) -> bool {
         !self.far && !self.doubted
@@ -90,6 +109,8 @@ pub(crate) struct Content {
     pub(crate) last_sent: Time,
     pub(crate) sent_known: u32,
     pub(crate) sent_queue: usize,
+    /// Pieces sent to peers.
+    pub(crate) given: u64,
     /// Pieces a second that become known, smoothed over about the window's time.
     rate: f64,
     rate_at: Time,
@@ -118,6 +139,7 @@ impl Content {
             rate_known: have.count(),
             sent_known: have.count(),
             sent_queue: 0,
+            given: 0,
             have,
             fill: false,
             wanted: Bitmap::new(pieces),
@@ -151,12 +173,17 @@ impl Content {
 
     /// Whether there is something to wait for: pieces, answers, news to tell.
     pub(crate) fn is_busy(&self) -> bool {
-        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.links.is_empty());
+        let missing = !self.have.is_full() && (self.fill || self.open.count() > 0 || self.lonely());
         missing
             || !self.unsent.is_empty()
             || self.fetching_changed
             || !self.parked.is_empty()
             || self.offers() > 0
+    }
+
+    /// Whether there are others, and a link with none of them.
+    fn lonely(&self) -> bool {
+        self.links.is_empty() && self.owners.count() > 1
     }
 
     /// Links offered and not answered.
@@ -308,8 +335,16 @@ impl Content {
         doubted: bool,
         offered: Option<Time>,
     ) -> usize {
-        let link =
-            Link { peer, far, doubted, have: Bitmap::new(self.pieces), fetching: Arc::from([]), offered };
+        let link = Link {
+            peer,
+            far,
+            doubted,
+            have: Bitmap::new(self.pieces),
+            fetching: Arc::from([]),
+            talks: false,
+            allowance: (HAVE_BURST, Time::ZERO),
+            offered,
+        };
         self.link_of.insert(peer, self.links.len());
         self.links.push(link);
         self.links.len() - 1
@@ -331,7 +366,9 @@ impl Content {
 
     /// Pieces known to be in this zone.
     pub(crate) fn known(&self) -> u32 {
-        self.seen.count().max(self.told)
+        // Of others' word only what is not far from what this node sees: one liar must not open the window for all.
+        let seen = self.seen.count();
+        seen.max(self.told.min(2 * seen + TOLD_BEYOND))
     }
 
     pub(crate) fn update_rate(&mut self, now: Time, window: Duration) {
@@ -347,15 +384,23 @@ impl Content {
         self.throttle = (self.throttle + passed / THROTTLE_SECONDS).min(1.0);
     }
 
+    /// Where not everybody links with everybody, news takes a second hop.
+    pub(crate) fn window_time(&self, limits: &Limits) -> Duration {
+        limits.window_time * if self.owners.near().len() > limits.links { 2 } else { 1 }
+    }
+
     /// One past the last piece that its owner may fetch without being asked.
     ///
     /// Pieces go to the zone in their own order, a window of them at a time, like segments of a connection: what
     /// becomes known (by links and by their word on what they know) moves it, and its length follows the rate. So the
     /// origin serves few requests quickly rather than all slowly, and pieces come in the order a loader reads.
     pub(crate) fn window_end(&self, limits: &Limits) -> u32 {
+        if limits.strategy == Strategy::OwnerOnly {
+            return self.pieces;
+        }
         let (least, most) = limits.window_first;
         let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
-        let window = (self.rate * limits.window_time.as_secs_f64()).ceil() as u32;
+        let window = (self.rate * self.window_time(limits).as_secs_f64()).ceil() as u32;
         let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
         self.known().saturating_add((window as u32).max(1)).min(self.pieces)
     }
@@ -380,8 +425,15 @@ impl Content {
         self.due[piece as usize] = 0;
     }
 
+    /// A piece that links say they fetch did not come for long.
+    pub(crate) fn note_idle_talk(&mut self, piece: u32) {
+        for link in self.links.iter_mut().filter(|link| link.fetching.contains(&piece)) {
+            link.talks = true;
+        }
+    }
+
     /// Whether a link says that it is getting a piece from a source.
     pub(crate) fn is_fetched_by_link(&self, piece: u32) -> bool {
-        self.links.iter().any(|link| !link.far && link.fetching.contains(&piece))
+        self.links.iter().any(|link| !link.far && !link.talks && link.fetching.contains(&piece))
     }
 }

@@ -16,6 +16,7 @@ mod limits;
 mod links;
 mod message;
 mod origin;
+mod owner_only;
 mod owners;
 mod peers;
 mod request;
@@ -29,7 +30,7 @@ mod types;
 mod uploads;
 
 pub use bitmap::Bitmap;
-pub use limits::Limits;
+pub use limits::{Limits, Strategy};
 pub use message::{Ask, Effect, Event, Failure, Have, HavePieces, OriginFailure, Refusal};
 pub use swarm::{Counts, Swarm};
 pub use types::{Peer, PeerId, RequestId, Time, UploadId, Zone};

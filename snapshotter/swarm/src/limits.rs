@@ -2,9 +2,21 @@
 
 use std::time::Duration;
 
+/// How a node gets pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// From whoever has them.
+    #[default]
+    Swarm,
+    /// From their owners alone, as a cache cluster does: what measurements compare the swarm with. No links.
+    OwnerOnly,
+}
+
 /// Bounds and times of a node's swarm. The defaults are what `docs/swarm.md` was measured with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
+    /// Not a bound: for comparisons.
+    pub strategy: Strategy,
     /// Contents a node takes part in at once. 4096 is some twenty models of 200 files.
     pub contents: usize,
     /// Participants known per content. Beyond it newcomers are not counted among the owners: 24 bytes each.
@@ -29,7 +41,7 @@ pub struct Limits {
     pub requests_per_peer: usize,
     /// Copies of one piece under way at once, the first included.
     pub copies: usize,
-    /// Requests to the origin under way at once.
+    /// Requests to the origin under way at once, while few take part; where many do, one.
     pub origin_requests: usize,
     /// The most pieces of one request to the origin, and of an owner group: 8 MiB, so that a redirect per request does not
     /// weigh much. With 16 MiB the last pieces of a run wait for the first, and the swarm with them.
@@ -37,7 +49,8 @@ pub struct Limits {
     /// Pieces that the cluster (of one zone) may have under way at the origin before it knows the origin's rate.
     /// Between these two, a sixteenth of the participants.
     pub window_first: (u32, u32),
-    /// The same later: what arrived in this time, so that a piece waits about this long.
+    /// The same later: what arrived in this time, so that a piece waits about this long. Twice that where nodes do not all
+    /// link with each other.
     pub window_time: Duration,
     /// The most of it, in pieces: 8 GiB/s at a window of one second.
     pub window_max: u32,
@@ -53,7 +66,8 @@ pub struct Limits {
     pub upload_rate: Option<u64>,
     /// Asks to this node as an owner that wait for a piece to arrive.
     pub parked_asks: usize,
-    /// The least time between two messages about what is here.
+    /// The least time between two messages about what is here. With 100 ms, news of a piece takes as long as the piece on
+    /// a link of 400 Mb/s.
     pub have_gap: Duration,
     /// The longest list of new pieces in one message; more is sent as a bitmap.
     pub have_list: usize,
@@ -90,6 +104,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            strategy: Strategy::Swarm,
             contents: 4096,
             participants: 16_384,
             links_sought: 24,
@@ -103,8 +118,8 @@ impl Default for Limits {
             copies: 2,
             origin_requests: 2,
             origin_run: 2,
-            window_first: (8, 32),
-            window_time: Duration::from_millis(1200),
+            window_first: (6, 32),
+            window_time: Duration::from_millis(600),
             window_max: 2048,
             uploads: 4,
             uploads_max: 24,
@@ -112,11 +127,11 @@ impl Default for Limits {
             upload_queue_per_peer: 16,
             upload_rate: None,
             parked_asks: 256,
-            have_gap: Duration::from_millis(100),
+            have_gap: Duration::from_millis(50),
             have_list: 1024,
             fetching_list: 16,
             settle: (Duration::from_millis(50), Duration::from_millis(500)),
-            request_timeout: Duration::from_secs(4),
+            request_timeout: Duration::from_millis(2500),
             request_timeout_max: Duration::from_secs(60),
             hedge: Duration::from_millis(200),
             takeover: Duration::from_secs(2),

@@ -14,6 +14,9 @@ const CANDIDATES: usize = 6;
 const OFFERS_COUNTED: usize = 64;
 /// Pauses at the origin up to this only shrink the window of those who hear of it.
 const SHORT_PAUSE: Duration = Duration::from_secs(3);
+/// Uploads that a node adds for each time it gave the whole content away, and the most of it.
+const GIVEN: u64 = 3;
+const GIVEN_MAX: u64 = 9;
 /// Peers remembered as having turned down an offer.
 const DECLINED: usize = 256;
 
@@ -78,6 +81,9 @@ impl Swarm {
 
     /// Offers links to participants chosen by chance until there are enough, and gives up offers nobody answers.
     pub(crate) fn seek_links(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
+        if self.is_owner_only() {
+            return;
+        }
         let c = self.content(slot);
         let late = |since: Time| now.since(since) >= OFFER_TIME;
         let stale: Vec<PeerId> =
@@ -184,11 +190,15 @@ impl Swarm {
         out: &mut Vec<Effect>,
     ) {
         self.with(content, |swarm, slot| {
-            if from == swarm.me.id || swarm.peers.is_banned(from, now) {
+            if from == swarm.me.id || swarm.peers.is_banned(from, now) || swarm.is_owner_only() {
                 out.push(Effect::Unlink { content, peer: from });
             } else if swarm.is_absurd(slot, have) {
                 swarm.counts.absurd += 1;
             } else if let Some(&at) = swarm.content(slot).link_of.get(&from) {
+                if !swarm.content(slot).links[at].may_tell(now) {
+                    swarm.counts.absurd += 1;
+                    return;
+                }
                 swarm.learn(slot, at, have, now, out);
             } else if matches!(have.pieces, HavePieces::All(_)) && swarm.make_room(slot, have, now, out) {
                 let me = swarm.me.zone;
@@ -247,9 +257,14 @@ impl Swarm {
         if !far {
             c.told = c.told.max(have.known.min(pieces));
         }
-        self.peers.entry(peer).queue = have.queue;
+        let longest = self.limits.uploads_max + self.limits.upload_queue + GIVEN_MAX as usize;
+        self.peers.entry(peer).queue = have.queue.min(u16::try_from(longest).unwrap_or(u16::MAX));
         let denied = have.denied || self.peers.is_doubted(peer);
-        self.content(slot).owners.set_denied(peer, denied);
+        if self.content(slot).owners.is_denied(peer) != denied
+            && self.peers.take_denial(peer, now, &self.limits)
+        {
+            self.content(slot).owners.set_denied(peer, denied);
+        }
         if have.origin_pause > Duration::ZERO
             && !self.origin.is_paused(now)
             && self.peers.take_hint(peer, now, &self.limits)
@@ -274,7 +289,7 @@ impl Swarm {
     /// Tells all links what is new, unless they were told a moment ago.
     pub(crate) fn tell(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
         let (gap, list) = (self.limits.have_gap, self.limits.have_list);
-        let queue = self.uploads.waiting() + self.uploads.active();
+        let queue = self.queue(slot);
         let c = self.content(slot);
         let known = c.known();
         // How busy this node is matters to those who wait here, but only what changes their choice.
@@ -303,6 +318,14 @@ impl Swarm {
         self.send_all(slot, to, now, out);
     }
 
+    /// How busy this node says it is. Who gave the content away a few times says a little more, so that others are asked
+    /// when they idle.
+    fn queue(&self, slot: usize) -> usize {
+        let busy = self.uploads.waiting() + self.uploads.active();
+        let Some(c) = &self.contents[slot] else { return busy };
+        busy + (GIVEN * c.given / u64::from(c.pieces.max(1))).min(GIVEN_MAX) as usize
+    }
+
     fn send_all(&mut self, slot: usize, to: Vec<PeerId>, now: Time, out: &mut Vec<Effect>) {
         let pieces = HavePieces::All(Arc::new(self.content(slot).have.clone()));
         self.send(slot, to, pieces, now, out);
@@ -312,7 +335,7 @@ impl Swarm {
         if to.is_empty() {
             return;
         }
-        let uploads = self.uploads.waiting() + self.uploads.active();
+        let uploads = self.queue(slot);
         let queue = u16::try_from(uploads).unwrap_or(u16::MAX);
         let (origin_pause, denied) = (self.origin.shared_pause(now), self.denied_until.is_some());
         let c = self.content(slot);

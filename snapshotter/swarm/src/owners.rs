@@ -151,6 +151,10 @@ impl Owners {
         self.join(self.me);
     }
 
+    pub(crate) fn is_denied(&self, id: PeerId) -> bool {
+        self.denied.contains_key(&id)
+    }
+
     /// A participant says that the origin refuses it (or no longer): it owns nothing meanwhile.
     pub(crate) fn set_denied(&mut self, id: PeerId, denied: bool) {
         let Some(&(zone, at)) = self.place.get(&id) else { return };

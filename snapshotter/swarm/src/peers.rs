@@ -14,7 +14,7 @@ pub(crate) struct Standing {
     pub(crate) outstanding: usize,
     /// Links with it, over all contents.
     pub(crate) links: usize,
-    /// Seconds per piece, smoothed; none before its first.
+    /// Seconds per piece of its uplink, smoothed; none before its first.
     pace: Option<f64>,
     /// Its last word on how many uploads it has.
     pub(crate) queue: u16,
@@ -24,6 +24,8 @@ pub(crate) struct Standing {
     bans: u32,
     hint_until: Time,
     throttle_until: Time,
+    /// Changes of its word on whether the origin refuses it that may be taken now, and when that was worked out.
+    denials: (f64, Time),
 }
 
 impl Standing {
@@ -35,8 +37,10 @@ impl Standing {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     known: IdMap<PeerId, Standing>,
-    /// Seconds per piece over all peers, smoothed.
+    /// Seconds from asking to having over all peers, smoothed.
     pace: Option<f64>,
+    /// Seconds per piece of a peer's uplink over all peers, smoothed.
+    each: Option<f64>,
 }
 
 /// What a piece is thought to take before any came: 4 MiB at 170 Mb/s.
@@ -44,6 +48,11 @@ const FIRST_PACE: f64 = 0.2;
 /// Failures in a row after which a link is ended, for peers that have and have not served before.
 const DOUBT: u32 = 4;
 const DOUBT_UNPROVEN: u32 = 2;
+/// Peers remembered without need; beyond it, those neither linked nor resting nor banned are forgotten.
+const REMEMBERED: usize = 4096;
+/// Changes of a peer's word on its credentials that are taken at once; then one per `Limits::origin_hint_max`. Each costs
+/// a pass over the owners.
+const DENIALS: f64 = 16.0;
 /// How much a new observation counts.
 const SMOOTHING: f64 = 0.2;
 
@@ -70,27 +79,34 @@ impl Peers {
         self.known.get(&id).is_none_or(|peer| peer.banned_until <= now && peer.rest_until <= now)
     }
 
+    /// Uploads of a peer that a new request would have to share its uplink with or wait for.
+    pub(crate) fn line(&self, id: PeerId) -> usize {
+        self.known.get(&id).map_or(0, |peer| peer.outstanding.max(usize::from(peer.queue)))
+    }
+
+    fn each(&self, id: PeerId) -> f64 {
+        let own = self.known.get(&id).and_then(|peer| peer.pace);
+        own.or(self.each).unwrap_or(FIRST_PACE)
+    }
+
     /// Seconds until one more piece would come from it.
     pub(crate) fn expected(&self, id: PeerId) -> f64 {
-        let Some(peer) = self.known.get(&id) else { return self.pace() };
-        let pace = peer.pace.unwrap_or_else(|| self.pace());
-        pace * (1.0 + peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 2.0)
+        self.each(id) * (1.0 + self.line(id) as f64)
     }
 
     /// Seconds until the last request under way to it is answered, as far as one can tell.
     pub(crate) fn waiting(&self, id: PeerId) -> f64 {
-        let Some(peer) = self.known.get(&id) else { return 0.0 };
-        let pace = peer.pace.unwrap_or_else(|| self.pace());
-        pace * (peer.outstanding as f64) * (1.0 + f64::from(peer.queue) / 2.0)
+        self.each(id) * self.line(id) as f64
     }
 
-    /// A piece came `took` after it was asked for, when `load` requests were under way to the peer, itself included.
+    /// A piece came `took` after it was asked for, when the peer's line was `load` long, itself included.
     pub(crate) fn served(&mut self, id: PeerId, took: Duration, load: usize) {
         let each = took.as_secs_f64() / load.max(1) as f64;
         self.pace = Some(smooth(self.pace, took.as_secs_f64()));
         let peer = self.entry(id);
         peer.pace = Some(smooth(peer.pace, each));
         peer.failures = 0;
+        self.each = Some(smooth(self.each, each));
     }
 
     /// It stalled, refused or broke off: it rests, longer each time in a row. True when its word on what it has is no
@@ -147,6 +163,26 @@ impl Peers {
         counts
     }
 
+    /// Whether a change of its word on its credentials counts now.
+    pub(crate) fn take_denial(&mut self, id: PeerId, now: Time, limits: &Limits) -> bool {
+        let (spent, at) = self.entry(id).denials;
+        let healed = now.since(at).as_secs_f64() / limits.origin_hint_max.as_secs_f64().max(0.1);
+        let spent = (spent - healed).max(0.0);
+        let counts = spent + 1.0 <= DENIALS;
+        self.entry(id).denials = (if counts { spent + 1.0 } else { spent }, now);
+        counts
+    }
+
+    /// Forgets who is not needed once there are many: failures and ended bans of nodes that are long gone.
+    pub(crate) fn sweep(&mut self, now: Time) {
+        if self.known.len() > REMEMBERED {
+            let needed = |peer: &Standing| {
+                peer.outstanding > 0 || peer.links > 0 || peer.rest_until > now || peer.banned_until > now
+            };
+            self.known.retain(|_, peer| needed(peer));
+        }
+    }
+
     /// Forgets a peer of whom nothing is worth remembering. A ban is.
     pub(crate) fn forget_idle(&mut self, id: PeerId) {
         if self.known.get(&id).is_some_and(|peer| {
@@ -178,6 +214,20 @@ mod tests {
         assert_eq!(peers.ban(id, first, &limits).since(first), limits.ban_max);
         peers.forget_idle(id);
         assert!(peers.is_banned(id, first), "a ban is remembered");
+    }
+
+    #[test]
+    fn those_long_gone_are_forgotten_and_those_banned_are_not() {
+        let (mut peers, limits) = (Peers::default(), Limits::default());
+        let until = peers.ban(PeerId(0), Time::ZERO, &limits);
+        for id in 1..20_000 {
+            peers.failed(PeerId(id), Time::ZERO, &limits);
+        }
+        peers.sweep(Time::ZERO + Duration::from_secs(5));
+        assert!(peers.is_banned(PeerId(0), Time::ZERO) && peers.known.len() == 1);
+        (1..20_000).for_each(|id| peers.entry(PeerId(id)).failures = 1);
+        peers.sweep(until);
+        assert_eq!(peers.known.len(), 0);
     }
 
     #[test]

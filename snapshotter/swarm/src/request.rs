@@ -8,11 +8,14 @@ use crate::{Ask, Effect, PeerId, RequestId, Swarm, Time};
 /// Pieces that are compared for rarity. A sample finds one of the rarest 4 % with a probability of 0.86 and keeps the
 /// choice independent of the size of the content.
 const SAMPLE: usize = 48;
+/// Requests to peers that one to the origin stands for.
+const YIELDED: usize = 4;
 /// One choice in this many starts from the front of the file: what loaders read first comes a little earlier.
 const LOADER_BIAS: u32 = 8;
-/// How many times longer the line must be that a waiting request leaves.
+/// How many times longer the line must be that a waiting request leaves: on news, and at a tick.
 const MOVE_GAIN: f64 = 2.0;
-/// One piece of news in this many moves a request: all links hear the same news.
+const IDLE_GAIN: f64 = 1.5;
+/// One chance in this many to move a request is taken: all links hear the same news.
 const MOVE_CHANCE: u32 = 2;
 /// Duplicates that are started per tick while nothing else is left to ask.
 const HEDGES_PER_TICK: usize = 4;
@@ -24,12 +27,17 @@ impl Swarm {
     pub(crate) fn pump(&mut self, now: Time, out: &mut Vec<Effect>) {
         for for_readers in [true, false] {
             let limit = self.request_limit(for_readers);
-            for slot in 0..self.contents.len() {
+            let mut next = 0;
+            while let Some(slot) = self.next_active(&mut next) {
                 if self.peer_flights >= limit {
                     break;
                 }
                 let Some(c) = &self.contents[slot] else { continue };
-                if c.open.count() > 0 && !c.links.is_empty() && (!for_readers || !c.demand.is_empty()) {
+                let wanted = c.open.count() > 0 && (c.fill || for_readers);
+                if wanted && self.is_owner_only() {
+                    self.ask_owners(slot, for_readers, now, out);
+                } else if c.open.count() > 0 && !c.links.is_empty() && (!for_readers || !c.demand.is_empty())
+                {
                     self.pump_content(slot, for_readers, now, out);
                 }
             }
@@ -37,8 +45,11 @@ impl Swarm {
     }
 
     /// Requests to peers that may be under way.
-    fn request_limit(&self, for_readers: bool) -> usize {
-        self.depth as usize + if for_readers { self.limits.requests_for_demand } else { 0 }
+    pub(crate) fn request_limit(&self, for_readers: bool) -> usize {
+        // What comes from the origin is new to everybody and shares this node's downlink with what peers send.
+        let yielded = YIELDED * self.origin.under_way;
+        let depth = (self.depth as usize).saturating_sub(yielded).max(self.limits.requests_per_peer);
+        depth + if for_readers { self.limits.requests_for_demand } else { 0 }
     }
 
     /// Asks for more at once while answers come quickly, for less when they take long. Once per tick.
@@ -97,7 +108,7 @@ impl Swarm {
         }
     }
 
-    fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
+    pub(crate) fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
         let outstanding = self.peers.get(peer).map_or(0, |standing| standing.outstanding);
         outstanding < self.per_peer_limit(for_readers) && self.peers.is_usable(peer, now)
     }
@@ -142,7 +153,7 @@ impl Swarm {
         out: &mut Vec<Effect>,
     ) {
         let patience = self.peer_patience(to, ask, urgent);
-        let load = 1 + self.peers.get(to).map_or(0, |standing| standing.outstanding);
+        let load = 1 + self.peers.line(to);
         let (deadline, target) = (now + patience, Target::Peer(to, ask));
         let pieces = piece..piece + 1;
         let moving = false;
@@ -176,6 +187,37 @@ impl Swarm {
         let Some(flight) = self.end_flight(request) else { return };
         out.push(Effect::Cancel { request });
         self.ask_peer(slot, flight.pieces.start, peer, Ask::Holder, flight.urgent, now, out);
+    }
+
+    /// Requests that wait in a long line move to links that are less busy by now. Once per tick.
+    pub(crate) fn rebalance(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let waits = |flight: &Flight| !flight.moving && now.since(flight.sent) >= 2 * self.limits.have_gap;
+        let waiting: Vec<RequestId> =
+            self.flights.iter().filter(|(_, flight)| waits(flight)).map(|(&id, _)| id).collect();
+        for request in waiting {
+            if self.rng.below(MOVE_CHANCE) == 0
+                && let Some((piece, peer)) = self.less_busy(request, now)
+                && let Some(flight) = self.end_flight(request)
+            {
+                out.push(Effect::Cancel { request });
+                self.ask_peer(flight.slot, piece, peer, Ask::Holder, flight.urgent, now, out);
+            }
+        }
+    }
+
+    /// The piece of a request that waits at a holder, and a link that would send it sooner.
+    fn less_busy(&self, request: RequestId, now: Time) -> Option<(u32, PeerId)> {
+        let flight = self.flights.get(&request)?;
+        let Target::Peer(other, Ask::Holder) = flight.target else { return None };
+        let (c, piece) = (self.contents[flight.slot].as_ref()?, flight.pieces.start);
+        let alone = c.under_way.get(&piece).is_some_and(|requests| requests.len() == 1);
+        let fits = |peer: PeerId| peer != other && self.has_room(peer, false, now);
+        let holders = c.links.iter().filter(|link| !link.far && link.have.has(piece) && fits(link.peer));
+        let expected = holders.map(|link| (self.peers.expected(link.peer), link.peer));
+        let (here, peer) = expected.min_by(|a, b| a.0.total_cmp(&b.0))?;
+        // From one that just failed, whatever its line.
+        let there = if self.peers.is_usable(other, now) { self.peers.waiting(other) } else { f64::MAX };
+        (alone && IDLE_GAIN * here < there).then_some((piece, peer))
     }
 
     /// Asks a second peer for what takes long: a reader's piece soon, others when nothing else is left to ask.

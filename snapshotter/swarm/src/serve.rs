@@ -1,6 +1,6 @@
 //! Answers to peers that ask for pieces.
 
-use crate::content::Parked;
+use crate::content::{Content, Parked};
 use crate::owners::CHOICES;
 use crate::uploads::{Class, Upload};
 use crate::{Ask, Effect, PeerId, Refusal, Swarm, Time, UploadId};
@@ -87,7 +87,9 @@ impl Swarm {
     }
 
     pub(crate) fn unpark(&mut self, upload: UploadId) {
-        for c in self.contents.iter_mut().flatten() {
+        let mut next = 0;
+        while let Some(slot) = self.next_active(&mut next) {
+            let c = self.content(slot);
             c.parked.retain(|_, all| {
                 all.retain(|parked| parked.upload != upload);
                 !all.is_empty()
@@ -104,12 +106,16 @@ impl Swarm {
     /// Starts as many uploads as may start.
     pub(crate) fn serve(&mut self, now: Time, out: &mut Vec<Effect>) {
         let Self { uploads, contents, limits, .. } = self;
-        let rarity =
-            |slot: usize, piece: u32| contents[slot].as_ref().map_or(u16::MAX, |c| c.copies[piece as usize]);
-        while let Some(next) = uploads.next(now, limits, rarity) {
+        let rarity = |contents: &[Option<Content>], slot: usize, piece: u32| {
+            contents[slot].as_ref().map_or(u16::MAX, |c| c.copies[piece as usize])
+        };
+        while let Some(next) = uploads.next(now, limits, |slot, piece| rarity(contents, slot, piece)) {
             let Upload { id: upload, to, slot, piece, .. } = next;
-            match contents[slot].as_ref() {
-                Some(c) if c.have.has(piece) => out.push(Effect::Serve { upload, to, content: c.id, piece }),
+            match contents[slot].as_mut() {
+                Some(c) if c.have.has(piece) => {
+                    c.given += 1;
+                    out.push(Effect::Serve { upload, to, content: c.id, piece });
+                }
                 _ => {
                     uploads.ended(upload, now);
                     out.push(Effect::Refuse { upload, to, why: Refusal::NotHere });

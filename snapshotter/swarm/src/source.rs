@@ -9,17 +9,22 @@ use crate::{Ask, Effect, PeerId, Swarm, Time};
 const SCAN: usize = 512;
 /// Of these, the most for which this node works out its rank (a hash per participant each).
 const RANKS: usize = 8;
+/// Participants of a zone from which on each makes one request to the origin at a time.
+const MANY: usize = 4;
 /// Requests of readers and peers looked at per call.
 const PULLS: usize = 64;
 
 impl Swarm {
     /// Whether this node has listened long enough to tell that nobody near has what it would go to the origin for.
-    fn is_settled(&self, slot: usize, for_pull: bool, now: Time) -> bool {
+    pub(crate) fn is_settled(&self, slot: usize, for_pull: bool, now: Time) -> bool {
         let Some(c) = &self.contents[slot] else { return false };
         let age = now.since(c.added);
         let others = c.owners.count() - 1;
         if others == 0 {
             return for_pull || age >= if c.introduced { self.limits.settle.0 } else { self.limits.settle.1 };
+        }
+        if self.is_owner_only() {
+            return age >= if c.introduced { self.limits.settle.0 } else { self.limits.settle.1 };
         }
         let linked = c.links.len() - c.offers();
         age >= self.limits.settle.1
@@ -99,7 +104,17 @@ impl Swarm {
         if fetched && elapsed < 2 * step {
             return;
         }
+        if fetched {
+            c.note_idle_talk(piece);
+        }
         let mine = c.owners.owner(piece, 0) == Some(me);
+        if self.is_owner_only() {
+            let late = elapsed >= crate::owner_only::OWNER_PATIENCE;
+            if self.brings_as_owner(slot, piece, now) && !self.ask_far(slot, piece, pulled, late, now, out) {
+                self.ask_origin(slot, piece, pulled, false, now, out);
+            }
+            return;
+        }
         let turns = (elapsed.as_secs_f64() / step.as_secs_f64()) as u32;
         if !mine && !pulled && turns == 0 {
             return;
@@ -218,7 +233,13 @@ impl Swarm {
         now: Time,
         out: &mut Vec<Effect>,
     ) {
-        let most = self.limits.origin_requests * if pulled { 2 } else { 1 };
+        let Some(c) = &self.contents[slot] else { return };
+        let most = match self.limits.origin_requests {
+            few if pulled => 2 * few,
+            // Others keep the origin busy, and two pieces that come side by side both come late.
+            _ if c.owners.near().len() >= MANY => 1,
+            few => few,
+        };
         if self.origin.is_paused(now)
             || self.origin.under_way >= most
             || (out_of_turn && !self.origin.try_lease(now, &self.limits))

@@ -1,6 +1,6 @@
 //! The state machine: events in, effects out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ pub struct Swarm {
     pub(crate) rng: Rng,
     pub(crate) contents: Vec<Option<Content>>,
     by_id: HashMap<ContentId, usize>,
+    /// Slots that something happened to since they came to rest: what ticks and requests look at.
+    pub(crate) active: BTreeSet<usize>,
     pub(crate) peers: Peers,
     pub(crate) origin: Origin,
     pub(crate) uploads: Uploads,
@@ -93,6 +95,7 @@ impl Swarm {
             rng: Rng::new(seed ^ me.id.0),
             contents: Vec::new(),
             by_id: HashMap::new(),
+            active: BTreeSet::new(),
             peers: Peers::default(),
             origin: Origin::new(),
             uploads: Uploads::new(),
@@ -140,7 +143,12 @@ impl Swarm {
             Event::Verified { request, content, piece } => self.verified(request, content, piece, now, out),
             Event::Progress { request } => {
                 if let Some(flight) = self.flights.get_mut(&request) {
-                    flight.deadline = flight.deadline.max(now + flight.patience);
+                    // Bytes that came once are told of every second: their end is noticed sooner than a long line is.
+                    let patience = match flight.target {
+                        Target::Peer(..) => flight.patience.min(self.limits.request_timeout),
+                        Target::Origin => flight.patience,
+                    };
+                    flight.deadline = now + patience;
                     flight.moving = true;
                 }
             }
@@ -170,7 +178,7 @@ impl Swarm {
     pub fn next_deadline(&self) -> Option<Time> {
         let busy = !self.flights.is_empty()
             || self.uploads.waiting() > 0
-            || self.contents.iter().flatten().any(Content::is_busy);
+            || self.active.iter().filter_map(|&slot| self.contents[slot].as_ref()).any(Content::is_busy);
         busy.then_some(self.next_tick)
     }
 
@@ -211,8 +219,23 @@ impl Swarm {
         }
     }
 
+    /// The content in a slot, which is active from now on.
     pub(crate) fn content(&mut self, slot: usize) -> &mut Content {
+        self.active.insert(slot);
         self.contents[slot].as_mut().expect("slots in use hold a content")
+    }
+
+    /// The first active slot from `next` on, which moves past it.
+    pub(crate) fn next_active(&self, next: &mut usize) -> Option<usize> {
+        let slot = *self.active.range(*next..).next()?;
+        *next = slot + 1;
+        Some(slot)
+    }
+
+    /// Contents that a tick looks at. The others are at rest and cost nothing.
+    #[must_use]
+    pub fn active_contents(&self) -> usize {
+        self.active.len()
     }
 
     fn add(&mut self, id: ContentId, have: crate::Bitmap, now: Time, out: &mut Vec<Effect>) {
@@ -233,6 +256,7 @@ impl Swarm {
             self.contents.len() - 1
         });
         self.contents[slot] = Some(content);
+        self.active.insert(slot);
         self.by_id.insert(id, slot);
     }
 
@@ -249,6 +273,7 @@ impl Swarm {
             out.push(Effect::Refuse { upload: upload.id, to: upload.to, why });
         }
         let content = self.contents[slot].take().expect("named slots hold a content");
+        self.active.remove(&slot);
         for parked in content.parked.values().flatten() {
             out.push(Effect::Refuse { upload: parked.upload, to: parked.from, why });
         }
@@ -400,16 +425,21 @@ impl Swarm {
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         self.adapt_depth();
+        self.peers.sweep(now);
         self.end_denial(now, out);
         self.give_up_stalled(now, out);
+        self.rebalance(now, out);
         self.hedge(now, out);
-        for slot in 0..self.contents.len() {
-            if self.contents[slot].is_some() {
-                let window = self.limits.window_time;
-                self.content(slot).update_rate(now, window);
-                self.seek_links(slot, now, out);
-                self.drive_sources(slot, now, out);
-                self.tell(slot, now, out);
+        let mut next = 0;
+        while let Some(slot) = self.next_active(&mut next) {
+            let limits = self.limits;
+            let c = self.content(slot);
+            c.update_rate(now, c.window_time(&limits));
+            self.seek_links(slot, now, out);
+            self.drive_sources(slot, now, out);
+            self.tell(slot, now, out);
+            if self.contents[slot].as_ref().is_some_and(|c| !c.is_busy() && c.known() == c.sent_known) {
+                self.active.remove(&slot);
             }
         }
         self.pump(now, out);

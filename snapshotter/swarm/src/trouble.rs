@@ -157,13 +157,16 @@ impl Swarm {
 
     /// How long a request to a peer may go without a byte. A peer's line is part of it, so it grows with the load.
     pub(crate) fn peer_patience(&self, peer: PeerId, ask: Ask, urgent: bool) -> Duration {
-        let expected = Duration::from_secs_f64((8.0 * self.peers.expected(peer)).min(600.0));
+        let expected = Duration::from_secs_f64((5.0 * self.peers.expected(peer)).min(600.0));
         let least = match ask {
             Ask::Holder if !self.peers.is_proven(peer) => self.limits.request_timeout / 2,
             Ask::Holder => self.limits.request_timeout,
             Ask::Owner { .. } if urgent => self.limits.request_timeout / 2,
             Ask::Owner { .. } => self.limits.takeover.max(self.limits.request_timeout),
         };
+        if self.is_owner_only() {
+            return crate::owner_only::OWNER_PATIENCE;
+        }
         expected.max(least).min(self.limits.request_timeout_max.max(least))
     }
 }

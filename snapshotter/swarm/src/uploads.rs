@@ -36,7 +36,7 @@ pub(crate) struct Uploads {
     per_peer: IdMap<PeerId, (usize, usize)>,
     /// Uploads ever started.
     sent: usize,
-    /// Seconds per upload, smoothed.
+    /// Seconds per upload and upload at the same time, smoothed: what a piece takes if it has the link to itself.
     pace: Option<f64>,
     /// Bytes that may be sent now; below zero after a piece that was sent in advance.
     tokens: f64,
@@ -108,11 +108,13 @@ impl Uploads {
         if self.waiting.is_empty() || self.active.len() >= limits.uploads_max || !self.may_send(now, limits) {
             return None;
         }
-        // One whose receiver is slow leaves most of its share of the link to others, so it holds no place.
-        let slow = Duration::from_secs_f64(2.0 * self.pace.unwrap_or(1.0).min(60.0));
+        // One whose receiver is slow leaves most of its share of the link to others, so it holds no place. What takes
+        // long because this node sends so much at once is not slow.
+        let share = self.pace.unwrap_or(1.0) * self.active.len().max(1) as f64;
+        let slow = Duration::from_secs_f64((2.0 * share).min(120.0));
         let quick = self.active.iter().filter(|upload| now.since(upload.since) <= slow).count();
         // At the very start few pieces at a time go out, so that there soon are others who can pass them on.
-        let brief = self.pace.is_some_and(|pace| pace < BRIEF);
+        let brief = self.pace.map(|pace| pace * limits.uploads as f64).is_some_and(|pace| pace < BRIEF);
         let places = limits.uploads + if brief { limits.uploads } else { 0 };
         if quick >= places.min(FIRST + self.sent / 2) {
             return None;
@@ -121,7 +123,13 @@ impl Uploads {
             let starved = now.since(upload.since) >= STARVED;
             let class = if starved { Class::Urgent } else { upload.class };
             let active = self.per_peer.get(&upload.to).map_or(0, |counts| counts.1);
-            (class, active, rarity(upload.slot, upload.piece).min(FRESH), upload.since, upload.id)
+            (
+                class,
+                active,
+                self.copies(upload, rarity(upload.slot, upload.piece)).min(FRESH),
+                upload.since,
+                upload.id,
+            )
         };
         let at = (0..self.waiting.len()).min_by_key(|&at| rank(&self.waiting[at]))?;
         let mut upload = self.waiting.swap_remove(at);
@@ -137,6 +145,12 @@ impl Uploads {
         Some(upload)
     }
 
+    /// Copies of a piece that there are, as far as is known, and those on their way from here.
+    fn copies(&self, upload: &Upload, known: u16) -> u16 {
+        let same = |other: &&Upload| (other.slot, other.piece) == (upload.slot, upload.piece);
+        known.saturating_add(self.active.iter().filter(same).count() as u16)
+    }
+
     fn may_send(&mut self, now: Time, limits: &Limits) -> bool {
         let Some(rate) = limits.upload_rate else { return true };
         let earned = now.since(self.tokens_at).as_secs_f64() * rate as f64;
@@ -148,11 +162,12 @@ impl Uploads {
     /// An upload ended or was withdrawn.
     pub(crate) fn ended(&mut self, id: UploadId, now: Time) -> bool {
         if let Some(at) = self.active.iter().position(|upload| upload.id == id) {
-            let upload = self.active.swap_remove(at);
-            let took = now.since(upload.since).as_secs_f64();
+            let upload = self.active[at];
+            let each = now.since(upload.since).as_secs_f64() / self.active.len() as f64;
+            self.active.swap_remove(at);
             // Pulled down quickly, up slowly: the pace is that of receivers that are not slow.
-            let pull = |old: f64| if took < old { 0.3 } else { 0.03 };
-            self.pace = Some(self.pace.map_or(took, |old| old + pull(old) * (took - old)));
+            let pull = |old: f64| if each < old { 0.3 } else { 0.03 };
+            self.pace = Some(self.pace.map_or(each, |old| old + pull(old) * (each - old)));
             self.uncount(upload.to, false);
             return true;
         }

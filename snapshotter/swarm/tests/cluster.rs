@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use towline_swarm::Strategy;
 use towline_swarm::sim::{Fault, Link, OriginDay, Report, Scenario, run};
 
 /// Runs a scenario from a few seeds; every sound node must end complete and none be banned.
@@ -27,7 +28,7 @@ fn flash_crowds_stay_near_the_bound_with_one_origin_copy() {
         for report in check(&small(nodes, 1000.0), 1.05, 1.25) {
             assert!(report.spread <= 2.0, "{report}");
         }
-        check(&small(nodes, 200.0), 1.05, 1.4);
+        check(&small(nodes, 200.0), 1.05, 1.32);
     }
     check(&Scenario::crowd(64, 512, 1000.0, 1000.0), 1.02, 1.25);
 }
@@ -50,7 +51,7 @@ fn who_comes_later_is_served_by_those_before() {
 fn a_piece_crosses_a_border_of_zones_about_once() {
     let zones = Scenario { zones: 2, zone_rate: Some(Link::mbit(400.0).up), ..small(16, 1000.0) };
     for report in check(&zones, 1.05, 1.35) {
-        assert!(report.across <= 1.15, "{report}");
+        assert!(report.across <= 1.1, "{report}");
     }
 }
 
@@ -58,7 +59,7 @@ fn a_piece_crosses_a_border_of_zones_about_once() {
 fn dead_and_silent_nodes_cost_little() {
     let with = |count, fault| Scenario { faults: (count, Some(fault)), ..small(16, 1000.0) };
     check(&with(1, Fault::Killed(0.3)), 1.15, 1.5);
-    check(&with(1, Fault::Stopped(0.3)), 1.15, 2.0);
+    check(&with(1, Fault::Stopped(0.3)), 1.15, 1.6);
     check(&with(8, Fault::Killed(0.3)), 1.6, 2.0);
     check(&with(2, Fault::Stalling), 1.3, 3.5);
     check(&with(2, Fault::Boasting), 1.3, 1.5);
@@ -109,4 +110,27 @@ fn a_seed_repeats_a_run_exactly() {
     let scenario = Scenario { faults: (3, Some(Fault::Killed(0.3))), ..small(16, 200.0) };
     assert_eq!(run(&scenario, 7), run(&scenario, 7));
     assert_ne!(run(&scenario, 7).times, run(&scenario, 8).times);
+}
+
+#[test]
+fn the_owner_only_baseline_completes_even_when_an_owner_dies() {
+    let owner_only = |mut scenario: Scenario| {
+        scenario.limits.strategy = Strategy::OwnerOnly;
+        scenario
+    };
+    check(&owner_only(small(8, 1000.0)), 1.25, 2.5);
+    check(&owner_only(small(16, 200.0)), 1.3, 4.0);
+    let zones = Scenario { zones: 2, zone_rate: Some(Link::mbit(400.0).up), ..small(16, 1000.0) };
+    check(&owner_only(zones), 1.5, 6.0);
+    for fault in [Fault::Killed(0.3), Fault::Stopped(0.3)] {
+        check(&owner_only(Scenario { faults: (1, Some(fault)), ..small(16, 1000.0) }), 1.5, 4.0);
+    }
+}
+
+#[test]
+fn messages_that_wait_behind_pieces_cost_little() {
+    for nodes in [8, 16] {
+        check(&small(nodes, 1000.0).under_load(Duration::from_millis(30)), 1.05, 1.35);
+        check(&small(nodes, 200.0).under_load(Duration::from_millis(30)), 1.05, 1.5);
+    }
 }

@@ -4,50 +4,20 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status};
-use towline_proto::control::v1::control_server::{Control, ControlServer};
-use towline_proto::control::v1::{Model, State, StatusRequest, StatusResponse, Store};
 
+use crate::daemon::Daemon;
 use crate::run::Place;
-
-struct Daemon;
-
-#[tonic::async_trait]
-impl Control for Daemon {
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let model = Model {
-            reference: "registry.example.com/models/tiny:v1".into(),
-            bytes: 1 << 30,
-            bytes_local: 1 << 29,
-            state: State::Waiting as i32,
-            last_error: "registry.example.com is unreachable".into(),
-            ..Model::default()
-        };
-        Ok(Response::new(StatusResponse {
-            version: "9.9.9".into(),
-            passthrough: "yes".into(),
-            models: vec![model],
-            store: Some(Store { contents: 3, contents_sealed: 2, bytes: 1 << 29 }),
-            ..StatusResponse::default()
-        }))
-    }
-}
 
 #[tokio::test]
 async fn the_daemon_is_asked_on_its_socket() {
     let place = Place::new();
-    let socket = place.path("control.sock");
-    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-    let server = tonic::transport::Server::builder().add_service(ControlServer::new(Daemon));
-    tokio::spawn(server.serve_with_incoming(incoming));
-    let socket = socket.to_str().unwrap();
+    let socket = &Daemon::default().serve(&place);
 
     let run = place.run(&["status", "--control", socket]).await;
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     assert!(run.stdout.contains("towlined 9.9.9"), "{}", run.stdout);
     let row = run.stdout.lines().last().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
-    let expected = "registry.example.com/models/tiny:v1 waiting 512.0 MiB 1.0 GiB 50 - 0 B registry.example.com is unreachable";
+    let expected = "registry.example.com/models/tiny:v1 waiting 512.0 MiB 1.0 GiB 50 - 1.0 MiB 2.0 MiB registry.example.com is unreachable";
     assert_eq!(row, expected);
 
     let run =
@@ -55,17 +25,18 @@ async fn the_daemon_is_asked_on_its_socket() {
     let json: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!(json["models"][0]["state"], "waiting");
     assert_eq!(json["models"][0]["bytes_local"], 1 << 29);
+    assert_eq!(
+        (json["models"][0]["kept"].as_bool(), json["models"][0]["mounts"][0].as_str()),
+        (Some(true), Some("/mnt/tiny"))
+    );
     assert_eq!(json["store"]["contents_sealed"], 2);
 }
 
 #[tokio::test]
 async fn watching_as_json_gives_an_object_a_line() {
     let place = Place::new();
-    let socket = place.path("control.sock");
-    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-    let server = tonic::transport::Server::builder().add_service(ControlServer::new(Daemon));
-    tokio::spawn(server.serve_with_incoming(incoming));
-    let args = ["status", "--watch", "--output", "json", "--control", socket.to_str().unwrap()];
+    let socket = Daemon::default().serve(&place);
+    let args = ["status", "--watch", "--output", "json", "--control", &socket];
     let mut child = place.command(&args).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     for _ in 0..2 {

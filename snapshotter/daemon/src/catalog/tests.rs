@@ -84,3 +84,42 @@ fn a_full_disk_that_is_emptied_needs_no_restart() {
     }
     assert!(failures > 0, "the disk was never full");
 }
+
+#[test]
+fn only_records_with_holds_keep_older_daemons_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = two_weights().artifact.base.bytes;
+    let version = || {
+        let db = Database::create(dir.path().join("models.redb")).unwrap();
+        let read = db.begin_read().unwrap();
+        read.open_table(NUMBERS).unwrap().get(VERSION_KEY).unwrap().unwrap().value()
+    };
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let known = catalog.add(&base, Model::read(&base).unwrap(), place("v1")).unwrap();
+    drop(catalog);
+    assert_eq!(version(), VERSION, "an older daemon reads it");
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let kept = catalog.change_holds(|_, holds| {
+        holds.kept.push("r.example.com/m:v1".to_owned());
+        Ok::<_, anyhow::Error>(())
+    });
+    assert_eq!(kept.unwrap(), 1);
+    drop(catalog);
+    assert_eq!(version(), VERSION_WITH_HOLDS);
+    let catalog = Catalog::open(dir.path()).unwrap();
+    assert_eq!(catalog.models()[0].needs.holds().kept, ["r.example.com/m:v1"]);
+    // Another place does not forget what holds it.
+    catalog.add_place(&catalog.models()[0], place("v2")).unwrap();
+    drop(catalog);
+    let catalog = Catalog::open(dir.path()).unwrap();
+    assert!(catalog.models()[0].needs.is_kept());
+    assert_eq!(known.model.base, catalog.models()[0].model.base);
+}
+
+#[test]
+fn records_of_older_daemons_are_read() {
+    let old = r#"{"slot":3,"places":[{"host":"h","repository":"m","reference":"h/m:v1","manifest":""}]}"#;
+    let record: Record = serde_json::from_str(old).unwrap();
+    assert!(record.slot == 3 && record.holds.is_empty());
+    assert_eq!(serde_json::to_string(&record).unwrap(), old, "and written as they were");
+}

@@ -83,6 +83,9 @@ pub struct Scenario {
     pub latency: Duration,
     /// One-way latency between zones.
     pub zone_latency: Duration,
+    /// What a message waits in the queue of its sender's uplink while that carries pieces, and again in that of its
+    /// receiver's downlink. An answer's first byte waits as long.
+    pub queue_latency: Duration,
     /// Time to the first byte at the origin.
     pub origin_latency: Duration,
     /// Bytes a second that a node can verify and write.
@@ -117,6 +120,7 @@ impl Scenario {
             zone_rate: None,
             latency: Duration::from_micros(300),
             zone_latency: Duration::from_millis(5),
+            queue_latency: Duration::ZERO,
             origin_latency: Duration::from_millis(20),
             verify: 2e9,
             within: Duration::from_millis(100),
@@ -133,6 +137,12 @@ impl Scenario {
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
+    }
+
+    /// With what real links add: messages that wait `queue` behind pieces at each end, 8 ms to verify and write one.
+    #[must_use]
+    pub fn under_load(self, queue: Duration) -> Self {
+        Self { queue_latency: queue, verify: 5e8, ..self }
     }
 
     /// Bytes of the content.

@@ -28,6 +28,8 @@ enum Happens {
     Asked(usize, usize, RequestId, u32, Ask, bool),
     /// A request reaches the origin.
     OriginAsked(usize, RequestId),
+    /// The first byte of an upload leaves: (holder, upload, piece).
+    FlowStarts(usize, UploadId, u32),
     FlowEnds(FlowId, u64),
     Fail,
 }
@@ -86,6 +88,8 @@ pub(crate) struct World<'a> {
     borders: Vec<(ResourceId, ResourceId)>,
     flows: HashMap<FlowId, Carrying>,
     by_ask: HashMap<(usize, RequestId), FlowId>,
+    /// When the last message between two nodes arrives.
+    arrivals: HashMap<(usize, usize), Time>,
     at_origin: usize,
     /// Pieces that the origin sent to nodes that lie: cut off by everybody, they help themselves.
     to_liars: u64,
@@ -150,6 +154,7 @@ impl<'a> World<'a> {
             borders,
             flows: HashMap::new(),
             by_ask: HashMap::new(),
+            arrivals: HashMap::new(),
             at_origin: 0,
             to_liars: 0,
             published: 0,
@@ -220,6 +225,7 @@ impl<'a> World<'a> {
                 self.asked(holder, asker, request, piece, ask, urgent);
             }
             Happens::OriginAsked(n, request) => self.origin_asked(n, request),
+            Happens::FlowStarts(n, upload, piece) => self.start_flow(n, upload, piece),
             Happens::FlowEnds(flow, stamp) => {
                 if self.fluid.has_ended(flow, stamp, self.now) {
                     self.flow_ended(flow);
@@ -292,9 +298,22 @@ impl<'a> World<'a> {
         }
     }
 
-    fn latency(&self, a: usize, b: usize) -> Duration {
+    /// What a message from `a` to `b` takes that is sent now. None overtakes an earlier one.
+    fn latency(&mut self, a: usize, b: usize) -> Duration {
+        let wait = self.latency_now(a, b);
+        if self.scenario.queue_latency.is_zero() {
+            return wait;
+        }
+        let arrives = self.arrivals.entry((a, b)).or_default();
+        *arrives = (*arrives).max(self.now + wait);
+        arrives.since(self.now)
+    }
+
+    fn latency_now(&self, a: usize, b: usize) -> Duration {
         let same = self.nodes[a].peer.zone == self.nodes[b].peer.zone;
-        if same { self.scenario.latency } else { self.scenario.zone_latency }
+        let path = if same { self.scenario.latency } else { self.scenario.zone_latency };
+        let busy = |link: ResourceId| u32::from(!self.fluid.flows_at(link).is_empty());
+        path + self.scenario.queue_latency * (busy(self.nodes[a].up) + busy(self.nodes[b].down))
     }
 
     fn find(&self, peer: PeerId) -> Option<usize> {
@@ -331,7 +350,8 @@ impl<'a> World<'a> {
             Effect::Unlink { peer, .. } => {
                 let Some(to) = self.find(peer) else { return };
                 let event = Event::Unlinked { content: CONTENT, peer: self.nodes[n].peer.id };
-                self.after(self.latency(n, to), Happens::Deliver(to, event));
+                let wait = self.latency(n, to);
+                self.after(wait, Happens::Deliver(to, event));
             }
             Effect::Serve { upload, piece, .. } => self.serve(n, upload, piece),
             Effect::Refuse { upload, why, .. } => self.refuse(n, upload, why),
@@ -366,12 +386,14 @@ impl<'a> World<'a> {
         }
         match (self.nodes[holder].life, self.nodes[holder].fault) {
             (Life::Dead | Life::Unborn, _) => {
-                self.fail_request(asker, request, Failure::Broken, self.latency(asker, holder));
+                let wait = self.latency(holder, asker);
+                self.fail_request(asker, request, Failure::Broken, wait);
             }
             (Life::Stopped, _) | (_, Some(Fault::Stalling)) => {}
             (_, Some(Fault::Boasting)) => {
                 let why = Failure::Refused(Refusal::NotHere);
-                self.fail_request(asker, request, why, self.latency(asker, holder));
+                let wait = self.latency(holder, asker);
+                self.fail_request(asker, request, why, wait);
             }
             _ => {
                 let (upload, from) = (upload_id(asker, request), self.nodes[asker].peer.id);
@@ -389,13 +411,26 @@ impl<'a> World<'a> {
     fn refuse(&mut self, n: usize, upload: UploadId, why: Refusal) {
         let (asker, request) = ((upload.0 >> 40) as usize, RequestId(upload.0 & ((1 << 40) - 1)));
         if self.nodes[asker].asked.contains_key(&request) {
-            self.fail_request(asker, request, Failure::Refused(why), self.latency(n, asker));
+            let wait = self.latency(n, asker);
+            self.fail_request(asker, request, Failure::Refused(why), wait);
         }
     }
 
     fn serve(&mut self, n: usize, upload: UploadId, piece: u32) {
+        let asker = (upload.0 >> 40) as usize;
+        let wait =
+            if self.scenario.queue_latency.is_zero() { Duration::ZERO } else { self.latency_now(n, asker) };
+        if wait.is_zero() {
+            self.start_flow(n, upload, piece);
+        } else {
+            self.after(wait, Happens::FlowStarts(n, upload, piece));
+        }
+    }
+
+    fn start_flow(&mut self, n: usize, upload: UploadId, piece: u32) {
         let (asker, request) = ((upload.0 >> 40) as usize, RequestId(upload.0 & ((1 << 40) - 1)));
-        if !self.nodes[asker].asked.contains_key(&request) || self.nodes[asker].life == Life::Dead {
+        let waits = self.nodes[asker].asked.contains_key(&request) && self.nodes[asker].life != Life::Dead;
+        if !waits || self.nodes[n].life == Life::Dead {
             self.after(Duration::from_micros(10), Happens::Deliver(n, Event::UploadEnded { upload }));
             return;
         }

@@ -1,0 +1,187 @@
+//! Asks other nodes for pieces.
+//!
+//! A connection carries one request at a time and is kept for the next. A request that is given up takes its connection
+//! with it: that is how the other side learns of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use towline_swarm::{PeerId, Refusal};
+
+use crate::auth::PieceRequest;
+use crate::buffers::{Buffer, Buffers};
+use crate::directory::Connected;
+use crate::http::{Answer, BadHead, MAX_HEAD_LEN, read_answer, write_request};
+
+/// Limit for connecting. Peers are near; who does not answer within it is better asked later.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Idle connections kept per peer: as many as requests are under way to one.
+const IDLE_PER_PEER: usize = 16;
+/// Idle connections kept in all.
+const IDLE: usize = 512;
+/// How long an idle connection is kept; the server keeps it longer.
+const IDLE_TIME: Duration = Duration::from_secs(30);
+/// How often progress is told after the first byte.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Why no piece came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error("peer does not serve the piece: {0:?}")]
+    Refused(Refusal),
+    #[error("connection to the peer failed")]
+    Io(#[from] io::Error),
+    #[error("answer of the peer: {0}")]
+    Head(#[from] BadHead),
+    #[error("peer answers with status {0}")]
+    Status(u16),
+}
+
+/// Connections that wait for their next request.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(Mutex<HashMap<PeerId, Vec<(TcpStream, Instant)>>>);
+
+impl Pool {
+    fn take(&self, peer: PeerId) -> Option<TcpStream> {
+        let mut pool = self.lock();
+        let idle = pool.get_mut(&peer)?;
+        while let Some((stream, since)) = idle.pop() {
+            if since.elapsed() < IDLE_TIME && is_open(&stream) {
+                return Some(stream);
+            }
+        }
+        pool.remove(&peer);
+        None
+    }
+
+    fn put(&self, peer: PeerId, stream: TcpStream) {
+        let mut pool = self.lock();
+        if pool.values().map(Vec::len).sum::<usize>() >= IDLE {
+            pool.retain(|_, idle| {
+                idle.retain(|(_, since)| since.elapsed() < IDLE_TIME);
+                !idle.is_empty()
+            });
+        }
+        let room = pool.values().map(Vec::len).sum::<usize>() < IDLE;
+        let idle = pool.entry(peer).or_default();
+        if room && idle.len() < IDLE_PER_PEER {
+            idle.push((stream, Instant::now()));
+        }
+    }
+
+    /// Closes what is kept for a peer.
+    pub(crate) fn forget(&self, peer: PeerId) {
+        self.lock().remove(&peer);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PeerId, Vec<(TcpStream, Instant)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an idle connection is still good: nothing to read, not even its end.
+fn is_open(stream: &TcpStream) -> bool {
+    matches!(stream.try_read(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Asks `peer` for a piece, whose bytes in the file are `range`. `progress` is called at the first byte of it and then about once a
+/// second. The bytes are what the peer sent, unverified, as many as asked for.
+///
+/// # Errors
+/// [`AskError`]. Cancel-safe in the sense that dropping it gives the request up.
+pub(crate) async fn ask(
+    (pool, buffers): (&Pool, &Buffers),
+    peer: &Connected,
+    mut request: PieceRequest,
+    range: &Range<u64>,
+    mut progress: impl FnMut(),
+) -> Result<Buffer, AskError> {
+    let id = peer.peer.id;
+    if let Some(stream) = pool.take(id) {
+        match ask_on(stream, (pool, buffers), peer, &request, range, &mut progress).await {
+            // It was closed while it was idle; nothing of an answer came.
+            Err(Tried::Unanswered(_)) => request.number = peer.numbers.next(),
+            Err(Tried::Failed(error)) => return Err(error),
+            Ok(bytes) => return Ok(bytes),
+        }
+    }
+    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(peer.bulk)).await;
+    let stream = connecting.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    stream.set_nodelay(true)?;
+    match ask_on(stream, (pool, buffers), peer, &request, range, &mut progress).await {
+        Ok(bytes) => Ok(bytes),
+        Err(Tried::Unanswered(error)) => Err(error.into()),
+        Err(Tried::Failed(error)) => Err(error),
+    }
+}
+
+enum Tried {
+    Unanswered(io::Error),
+    Failed(AskError),
+}
+
+impl<E: Into<AskError>> From<E> for Tried {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+async fn ask_on(
+    mut stream: TcpStream,
+    (pool, buffers): (&Pool, &Buffers),
+    peer: &Connected,
+    request: &PieceRequest,
+    range: &Range<u64>,
+    progress: &mut impl FnMut(),
+) -> Result<Buffer, Tried> {
+    let head = write_request(request, range, &peer.theirs);
+    stream.write_all(head.as_bytes()).await.map_err(Tried::Unanswered)?;
+    let mut head = Vec::with_capacity(MAX_HEAD_LEN);
+    let (answer, head_len) = loop {
+        match stream.read_buf(&mut head).await {
+            Ok(0) if head.is_empty() => return Err(Tried::Unanswered(io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Err(error) if head.is_empty() => return Err(Tried::Unanswered(error)),
+            read => read?,
+        };
+        if let Some(answer) = read_answer(&head, request.number, range, &peer.theirs)? {
+            break answer;
+        }
+        if head.len() == head.capacity() {
+            return Err(BadHead("head is too long").into());
+        }
+    };
+    let len = match answer {
+        Answer::Piece(len) => usize::try_from(len).expect("at most a piece"),
+        Answer::Refused(why) => {
+            pool.put(peer.peer.id, stream);
+            return Err(AskError::Refused(why).into());
+        }
+        Answer::Other(status) => return Err(AskError::Status(status).into()),
+    };
+    progress();
+    let mut told = Instant::now();
+    let mut buffer = buffers.take();
+    let bytes = &mut buffer.bytes;
+    bytes.extend_from_slice(&head[head_len..]);
+    if bytes.len() > len {
+        return Err(BadHead("more than the piece came").into());
+    }
+    while bytes.len() < len {
+        let missing = (len - bytes.len()) as u64;
+        if (&mut stream).take(missing).read_buf(bytes).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        if told.elapsed() >= PROGRESS {
+            progress();
+            told = Instant::now();
+        }
+    }
+    pool.put(peer.peer.id, stream);
+    Ok(buffer)
+}

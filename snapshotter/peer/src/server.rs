@@ -1,0 +1,279 @@
+//! Serves pieces to other nodes.
+//!
+//! One task per connection. Who proves to be a connected peer has its request told to the decisions, and the connection
+//! waits for their verdict; while it waits, its end is noticed and told, too. A piece goes from the page cache to the socket
+//! by `sendfile`.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::Advice;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use towline_modelfs::PieceBytes;
+use towline_swarm::{Refusal, UploadId};
+
+use crate::auth::PieceRequest;
+use crate::directory::{Connected, Directory};
+use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write_piece, write_refusal};
+
+/// Connections at once. A peer opens at most some 20 to one node.
+const MAX_CONNECTIONS: usize = 4096;
+/// How long a connection may be without a request; longer than clients keep idle ones.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+/// How long a new connection has for its first request, and a request for the rest of its head.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// The longest time in which a receiver may take not a byte.
+const STALL: Duration = Duration::from_secs(30);
+/// Bytes for one call of `sendfile`: few calls, and other tasks of the thread get their turn.
+const SEND_LEN: usize = 512 << 10;
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// The piece is sent. Its file is so long.
+    Send {
+        piece: PieceBytes,
+        file_len: u64,
+    },
+    Refuse(Refusal),
+}
+
+/// What the server tells the decisions.
+#[derive(Debug)]
+pub(crate) enum UploadEvent {
+    Requested { upload: UploadId, request: PieceRequest, verdict: oneshot::Sender<Verdict> },
+    Ended { upload: UploadId },
+}
+
+/// Serves until `stop`; then ends every connection.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    directory: Arc<Directory>,
+    events: mpsc::Sender<UploadEvent>,
+    stop: CancellationToken,
+) {
+    let server = Arc::new(Server { directory, events, next: AtomicU64::new(1) });
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let place = Arc::clone(&places).acquire_owned();
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = async { (place.await, listener.accept().await) } => accepted,
+        };
+        match accepted {
+            (Ok(place), Ok((stream, from))) => {
+                connections.spawn(Arc::clone(&server).connection(stream, from, place));
+            }
+            (_, Err(error)) => {
+                // Out of descriptors, most likely: that passes when connections end.
+                tracing::warn!(%error, "connection of a peer not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            (Err(_), _) => break,
+        }
+        while connections.try_join_next().is_some() {}
+    }
+    connections.shutdown().await;
+}
+
+struct Server {
+    directory: Arc<Directory>,
+    events: mpsc::Sender<UploadEvent>,
+    next: AtomicU64,
+}
+
+impl Server {
+    async fn connection(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        from: SocketAddr,
+        _place: OwnedSemaphorePermit,
+    ) {
+        let ended = self.requests(&mut stream).await;
+        if let Err(error) = ended {
+            tracing::debug!(peer = %from, %error, "connection of a peer ended");
+        }
+    }
+
+    async fn requests(&self, stream: &mut TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut patience = HEAD_TIME;
+        loop {
+            let asked = match read_head(stream, patience).await? {
+                Ok(Some(asked)) => asked,
+                Ok(None) => return Ok(()),
+                Err(bad) => {
+                    self.directory.strangers.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%bad, "request refused");
+                    return stream.write_all(write_error(400).as_bytes()).await;
+                }
+            };
+            let Some(peer) = self.authenticate(&asked) else {
+                self.directory.strangers.fetch_add(1, Ordering::Relaxed);
+                return stream.write_all(write_error(401).as_bytes()).await;
+            };
+            if !self.answer(stream, &peer, asked).await? {
+                return Ok(());
+            }
+            patience = IDLE_TIME;
+        }
+    }
+
+    /// The connected peer that the request is from, if it proves that, and has not been made before.
+    fn authenticate(&self, asked: &Asked) -> Option<Arc<Connected>> {
+        let peer = self.directory.get(asked.request.from)?;
+        let proven = peer.ours.sign_request(&asked.request) == asked.mac;
+        (proven && peer.taken.take(asked.request.number)).then_some(peer)
+    }
+
+    /// Whether the connection can go on.
+    async fn answer(&self, stream: &mut TcpStream, peer: &Connected, asked: Asked) -> io::Result<bool> {
+        let upload = UploadId(self.next.fetch_add(1, Ordering::Relaxed));
+        let (number, range) = (asked.request.number, asked.range);
+        let (verdict, waiting) = oneshot::channel();
+        let requested = UploadEvent::Requested { upload, request: asked.request, verdict };
+        if self.events.send(requested).await.is_err() {
+            return Ok(false);
+        }
+        // Ended also when this future is dropped, or its place in the line would stay taken.
+        let _ended = Ended { upload, events: &self.events };
+        let mut early = [0; 1];
+        let verdict = tokio::select! {
+            biased;
+            verdict = waiting => verdict,
+            // The peer gave up, or sends what it must not send now.
+            _ = stream.peek(&mut early) => return Ok(false),
+        };
+        match verdict {
+            Ok(Verdict::Send { piece, file_len }) => {
+                if range.end > file_len
+                    || (range.end < file_len && range.end - range.start < towline_artifact::PIECE_LEN)
+                {
+                    let refusal = write_refusal(number, Refusal::NotHere, &peer.ours);
+                    stream.write_all(refusal.as_bytes()).await?;
+                    return Ok(true);
+                }
+                let head = write_piece(number, &range, file_len, &peer.ours);
+                send_head(stream, head.as_bytes()).await?;
+                match piece {
+                    PieceBytes::Memory(piece) => send_bytes(stream, piece.bytes()).await?,
+                    PieceBytes::File(file) => send_file(stream, file, range.clone()).await?,
+                }
+                self.directory.sent(peer, range.end - range.start);
+                Ok(true)
+            }
+            Ok(Verdict::Refuse(why)) => {
+                stream.write_all(write_refusal(number, why, &peer.ours).as_bytes()).await?;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+/// Tells the end of an upload when it goes.
+struct Ended<'a> {
+    upload: UploadId,
+    events: &'a mpsc::Sender<UploadEvent>,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let ended = UploadEvent::Ended { upload: self.upload };
+        if let Err(mpsc::error::TrySendError::Full(ended)) = self.events.try_send(ended) {
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                // The receiver is gone only when everything ends.
+                let _ = events.send(ended).await;
+            });
+        }
+    }
+}
+
+/// Reads a head. `None`: the connection ended before one began.
+async fn read_head(stream: &mut TcpStream, patience: Duration) -> io::Result<Result<Option<Asked>, BadHead>> {
+    let mut head = Vec::with_capacity(MAX_HEAD_LEN);
+    let mut patience = patience;
+    loop {
+        let read = tokio::time::timeout(patience, stream.read_buf(&mut head));
+        match read.await {
+            Ok(read) => {
+                if read? == 0 {
+                    return Ok(if head.is_empty() { Ok(None) } else { Err(BadHead("head is cut off")) });
+                }
+            }
+            Err(_) if head.is_empty() => return Ok(Ok(None)),
+            Err(_) => return Ok(Err(BadHead("head comes too slowly"))),
+        }
+        match read_request(&head) {
+            Ok(None) if head.len() < MAX_HEAD_LEN => patience = HEAD_TIME,
+            Ok(None) => return Ok(Err(BadHead("head is too long"))),
+            done => return Ok(done),
+        }
+    }
+}
+
+/// Sends a head so that it leaves together with what follows.
+async fn send_head(stream: &TcpStream, mut head: &[u8]) -> io::Result<()> {
+    use rustix::net::{SendFlags, send};
+    while !head.is_empty() {
+        let sent = stream.async_io(Interest::WRITABLE, || {
+            Ok(send(stream.as_fd(), head, SendFlags::MORE | SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+        });
+        head = &head[in_time(sent).await?..];
+    }
+    Ok(())
+}
+
+async fn send_bytes(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let part = &bytes[..bytes.len().min(SEND_LEN)];
+        let sent = in_time(stream.write(part)).await?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+async fn send_file(stream: &TcpStream, file: Arc<File>, range: Range<u64>) -> io::Result<()> {
+    let len = usize::try_from(range.end - range.start).expect("at most a piece");
+    let file = into_page_cache(file, range.start, len).await?;
+    let (mut at, mut missing) = (range.start, len);
+    while missing > 0 {
+        let sent = stream.async_io(Interest::WRITABLE, || {
+            Ok(rustix::fs::sendfile(stream.as_fd(), file.as_fd(), Some(&mut at), missing.min(SEND_LEN))?)
+        });
+        match in_time(sent).await? {
+            // The file is shorter than its content: somebody has cut it.
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            sent => missing -= sent,
+        }
+    }
+    Ok(())
+}
+
+/// Has the kernel read the range, on a thread that may wait for the disk: `sendfile` would let a thread of the runtime wait.
+async fn into_page_cache(file: Arc<File>, start: u64, len: usize) -> io::Result<Arc<File>> {
+    let read = tokio::task::spawn_blocking(move || {
+        let len = std::num::NonZeroU64::new(len as u64);
+        // Advice: without it `sendfile` reads for itself.
+        let _ = rustix::fs::fadvise(&*file, start, len, Advice::WillNeed);
+        file
+    });
+    read.await.map_err(io::Error::other)
+}
+
+async fn in_time(sent: impl Future<Output = io::Result<usize>>) -> io::Result<usize> {
+    tokio::time::timeout(STALL, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}

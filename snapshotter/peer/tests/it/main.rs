@@ -1,0 +1,4 @@
+//! The peer network as a whole, on loopback.
+
+mod cluster;
+mod nodes;
