@@ -36,7 +36,7 @@ pub(super) const BOOTSTRAP_NODES: usize = 2;
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a fetch is looked at near its end.
-const LOOK_EVERY: Duration = Duration::from_millis(25);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How long a call that only looks may take, also of a daemon whose processors are busy.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -208,7 +208,7 @@ impl Driver {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last: Option<Model> = None;
         loop {
-            let is_near = last.as_ref().is_some_and(|model| model.bytes_local >= model.bytes / 10 * 8);
+            let is_near = last.as_ref().is_some_and(|model| model.bytes_local >= model.bytes / 100 * 95);
             tokio::select! {
                 message = progress.next() => match message {
                     Some(message) => last = message.with_context(what)?.model,
