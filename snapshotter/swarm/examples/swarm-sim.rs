@@ -28,7 +28,7 @@ struct Args {
     /// Scenarios run at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Also 5,000 nodes.
+    /// Also 256 to 5,000 nodes: minutes of CPU each.
     #[arg(long)]
     large: bool,
 }
@@ -98,9 +98,18 @@ fn scenarios(large: bool) -> Vec<Scenario> {
         owner_only(small(16, 200.0)).named("owner-only: 16, origin 200 Mb/s"),
         owner_only(killed(16, 1000.0)).named("owner-only: 16, one killed at 30 %"),
     ]);
+    for (nodes, origin) in [(8, 1000.0), (16, 1000.0), (16, 200.0)] {
+        let read = Scenario { reads: Some(Duration::from_millis(700)), ..small(nodes, origin) };
+        let name = format!("{nodes}, one reads, origin {origin} Mb/s");
+        all.push(Scenario { yields: true, ..read.clone() }.named(&format!("{name}, fills yield")));
+        all.push(read.named(&name));
+    }
     let big = |nodes, pieces| Scenario::crowd(nodes, pieces, 1000.0, 1000.0);
+    all.extend([big(64, 512).named("64 × 1 Gb/s, 2 GiB, origin 1 Gb/s")]);
+    if !large {
+        return all;
+    }
     all.extend([
-        big(64, 512).named("64 × 1 Gb/s, 2 GiB, origin 1 Gb/s"),
         big(256, 1024).named("256 × 1 Gb/s, 4 GiB, origin 1 Gb/s"),
         big(1000, 2048).named("1000 × 1 Gb/s, 8 GiB, origin 1 Gb/s"),
         Scenario { origin: Link::mbit(8000.0).up, ..big(1000, 1024) }
@@ -112,14 +121,26 @@ fn scenarios(large: bool) -> Vec<Scenario> {
             .named("256, 30 % killed at 30 %"),
         Scenario { faults: (12, Some(Fault::Lying)), ..big(256, 1024) }.named("256, 5 % lie"),
     ]);
-    if large {
-        all.push(big(5000, 256).named("5000 × 1 Gb/s, 1 GiB, origin 1 Gb/s"));
-    }
+    all.push(big(5000, 256).named("5000 × 1 Gb/s, 1 GiB, origin 1 Gb/s"));
     all
 }
 
 /// Seeds of the second table.
 const SEEDS: u64 = 5;
+
+/// How long readers wait for cold pieces during a fill, over some seeds.
+fn reads(scenarios: &[Scenario]) -> String {
+    let mut table = String::from("| scenario | reads | p50 | p95 | max |\n|---|---|---|---|---|\n");
+    for scenario in scenarios.iter().filter(|scenario| scenario.reads.is_some()) {
+        let mut all = run(scenario, 1);
+        all.reads.extend((2..=SEEDS).flat_map(|seed| run(scenario, seed).reads));
+        all.reads.sort_by(f64::total_cmp);
+        let [half, most, last] = [0.5, 0.95, 1.0].map(|share| all.read(share));
+        table +=
+            &format!("| {} | {} | {half:.1} | {most:.1} | {last:.1} |\n", scenario.name, all.reads.len());
+    }
+    table
+}
 
 /// Runs scenarios, `jobs` at a time, the longest first; the reports are in the scenarios' order.
 #[expect(clippy::print_stderr, reason = "runs take minutes: how far it is")]
@@ -177,6 +198,12 @@ fn main() -> anyhow::Result<()> {
     let spread = spread(&scenarios);
     println!("\n{spread}");
     writeln!(table, "\nMedian and worst of seeds 1 to {SEEDS}:\n\n{spread}")?;
+    let reads = reads(&scenarios);
+    println!("\n{reads}");
+    writeln!(
+        table,
+        "\nFrom demand to verified piece, in multiples of what a piece takes on the idle link:\n\n{reads}"
+    )?;
     if let Some(dir) = &args.write {
         let page = dir.join("swarm.md");
         let text = std::fs::read_to_string(&page).with_context(|| format!("read {}", page.display()))?;
@@ -192,10 +219,11 @@ fn main() -> anyhow::Result<()> {
 
 /// Share of all pieces that are at the nodes over time, in multiples of the bound: one line per flash crowd.
 fn draw(path: &Path, reports: &[Report]) -> anyhow::Result<()> {
-    const COLORS: [&str; 6] = ["#1b6ca8", "#d1495b", "#2e933c", "#8f5fbf", "#e08e0b", "#555555"];
+    const COLORS: [&str; 7] = ["#1b6ca8", "#d1495b", "#2e933c", "#8f5fbf", "#e08e0b", "#555555", "#00888a"];
     let names = [
         "8 × 200 Mb/s, 256 MiB, origin 1",
         "16 × 200 Mb/s, 256 MiB, origin 200",
+        "owner-only: 16, origin 1",
         "64 × 1",
         "1000 × 1 Gb/s, 8 GiB, origin 1 ",
         "5000 ×",

@@ -84,6 +84,11 @@ impl Peers {
         self.known.get(&id).map_or(0, |peer| peer.outstanding.max(usize::from(peer.queue)))
     }
 
+    /// Seconds that a piece takes from a peer that sends nothing else.
+    pub(crate) fn pace_alone(&self) -> f64 {
+        self.each.unwrap_or(FIRST_PACE)
+    }
+
     fn each(&self, id: PeerId) -> f64 {
         let own = self.known.get(&id).and_then(|peer| peer.pace);
         own.or(self.each).unwrap_or(FIRST_PACE)

@@ -17,6 +17,8 @@ const MOVE_GAIN: f64 = 2.0;
 const IDLE_GAIN: f64 = 1.5;
 /// One chance in this many to move a request is taken: all links hear the same news.
 const MOVE_CHANCE: u32 = 2;
+/// A reader's piece is asked of a second peer after so many times what one takes with an uplink to itself.
+const HEDGE_AFTER: f64 = 3.0;
 /// Duplicates that are started per tick while nothing else is left to ask.
 const HEDGES_PER_TICK: usize = 4;
 /// Readers' pieces that are looked at per choice.
@@ -223,7 +225,8 @@ impl Swarm {
     /// Asks a second peer for what takes long: a reader's piece soon, others when nothing else is left to ask.
     pub(crate) fn hedge(&mut self, now: Time, out: &mut Vec<Effect>) {
         let pace = self.peers.pace();
-        let urgent_after = self.limits.hedge.max(Duration::from_secs_f64((2.0 * pace).min(5.0)));
+        let alone = HEDGE_AFTER * self.peers.pace_alone();
+        let urgent_after = self.limits.hedge.max(Duration::from_secs_f64(alone.min(5.0)));
         let fill_after = self.limits.hedge.max(Duration::from_secs_f64((2.5 * pace).min(30.0)));
         let late: Vec<(RequestId, usize, u32, bool)> = self
             .flights

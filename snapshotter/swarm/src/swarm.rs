@@ -297,11 +297,16 @@ impl Swarm {
         if !c.pulls.contains(&piece) {
             c.pulls.push_back(piece);
         }
-        // One under way for the fill may wait in a peer's line: from now on it counts as urgent and is hedged.
+        // One under way for the fill counts as urgent from now on and is hedged; one that waits in a peer's line, where
+        // nobody knows that it is urgent, is asked for anew.
         let requests = c.under_way.get(&piece).cloned().unwrap_or_default();
         for request in requests {
-            if let Some(flight) = self.flights.get_mut(&request) {
-                flight.urgent = true;
+            let Some(flight) = self.flights.get_mut(&request) else { continue };
+            let waits =
+                !flight.urgent && !flight.moving && matches!(flight.target, Target::Peer(_, Ask::Holder));
+            flight.urgent = true;
+            if waits && self.end_flight(request).is_some() {
+                out.push(Effect::Cancel { request });
             }
         }
         self.advance(slot, now, out);

@@ -116,7 +116,11 @@ impl Uploads {
         // At the very start few pieces at a time go out, so that there soon are others who can pass them on.
         let brief = self.pace.map(|pace| pace * limits.uploads as f64).is_some_and(|pace| pace < BRIEF);
         let places = limits.uploads + if brief { limits.uploads } else { 0 };
-        if quick >= places.min(FIRST + self.sent / 2) {
+        let full = quick >= places.min(FIRST + self.sent / 2);
+        // A reader's request need not wait for a place, up to as many again.
+        let urgent = |upload: &&Upload| upload.class == Class::Urgent;
+        let readers = full && self.active.iter().filter(urgent).count() < limits.uploads;
+        if full && !(readers && self.waiting.iter().any(|upload| urgent(&upload))) {
             return None;
         }
         let rank = |upload: &Upload| {
@@ -131,7 +135,8 @@ impl Uploads {
                 upload.id,
             )
         };
-        let at = (0..self.waiting.len()).min_by_key(|&at| rank(&self.waiting[at]))?;
+        let fits = |at: &usize| !full || self.waiting[*at].class == Class::Urgent;
+        let at = (0..self.waiting.len()).filter(fits).min_by_key(|&at| rank(&self.waiting[at]))?;
         let mut upload = self.waiting.swap_remove(at);
         if let Some(counts) = self.per_peer.get_mut(&upload.to) {
             *counts = (counts.0 - 1, counts.1 + 1);
@@ -230,6 +235,16 @@ mod tests {
         }
         assert_eq!(order(&mut uploads, &limits), [4, 5, 2, 3, 1]);
         assert!(uploads.ended(UploadId(4), Time::ZERO) && !uploads.ended(UploadId(4), Time::ZERO));
+    }
+
+    #[test]
+    fn a_reader_finds_a_place_where_fills_find_none() {
+        let limits = Limits { uploads: 2, ..Limits::default() };
+        let mut uploads = Uploads { sent: 100, pace: Some(1.0), ..Uploads::new() };
+        (1..9).for_each(|id| assert!(uploads.push(upload(id, id, 0, Class::Fill), &limits)));
+        assert_eq!(order(&mut uploads, &limits).len(), 2);
+        (10..19).for_each(|id| assert!(uploads.push(upload(id, id, 0, Class::Urgent), &limits)));
+        assert_eq!(order(&mut uploads, &limits), [10, 11], "not without bound either");
     }
 
     #[test]

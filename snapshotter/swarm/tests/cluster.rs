@@ -134,3 +134,16 @@ fn messages_that_wait_behind_pieces_cost_little() {
         check(&small(nodes, 200.0).under_load(Duration::from_millis(30)), 1.05, 1.5);
     }
 }
+
+#[test]
+fn readers_wait_for_a_few_pieces_at_most() {
+    for yields in [false, true] {
+        let reads = Some(Duration::from_millis(700));
+        for report in check(&Scenario { reads, yields, ..small(16, 1000.0) }, 1.1, 1.35) {
+            assert!(
+                report.reads.len() >= 10 && report.read(0.95) <= if yields { 9.0 } else { 14.0 },
+                "{report}"
+            );
+        }
+    }
+}

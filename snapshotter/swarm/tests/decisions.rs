@@ -306,3 +306,20 @@ fn contents_at_rest_cost_nothing() {
     node.pass(1000);
     assert_eq!(node.swarm.active_contents(), 1);
 }
+
+#[test]
+fn a_reader_s_piece_that_waits_for_the_fill_is_asked_for_anew() {
+    let mut node = Node::new(&[2, 3]);
+    node.apply(Event::Fill { content: CONTENT, on: true });
+    let effects = node.tell(2, &[7]);
+    let first = requests(&effects);
+    let [(request, PeerId(2), Ask::Holder)] = first[..] else { panic!("{first:?}") };
+    let effects = node.demand(7);
+    assert!(effects.contains(&Effect::Cancel { request }));
+    let urgent = |effect: &&Effect| matches!(effect, Effect::Request { piece: 7, urgent: true, .. });
+    assert_eq!(effects.iter().filter(urgent).count(), 1, "{effects:?}");
+    // Once bytes come, nothing is thrown away.
+    let [(again, ..)] = requests(&effects)[..] else { panic!("{effects:?}") };
+    node.apply(Event::Progress { request: again });
+    assert!(node.demand(7).is_empty());
+}

@@ -26,6 +26,8 @@ struct Flow {
     resources: Vec<ResourceId>,
     remaining: f64,
     rate: f64,
+    /// How many reasons there are for it to stand still.
+    pauses: u32,
     since: Time,
     /// When its end was last announced.
     announced: Option<Time>,
@@ -75,6 +77,7 @@ impl Fluid {
             resources: resources.clone(),
             remaining: bytes,
             rate: 0.0,
+            pauses: 0,
             since: now,
             announced: None,
             stamp,
@@ -96,6 +99,24 @@ impl Fluid {
             self.squeeze(resource, now);
         }
         id
+    }
+
+    /// Lets a flow stand still, or go on once as many calls have said so.
+    pub(crate) fn pause(&mut self, id: FlowId, paused: bool, now: Time) {
+        let Some(flow) = self.flows[id].as_mut() else { return };
+        flow.pauses = if paused { flow.pauses + 1 } else { flow.pauses.saturating_sub(1) };
+        let resources = flow.resources.clone();
+        if flow.pauses > 0 {
+            self.settle(id, now);
+            self.set_rate(id, 0.0, now);
+        }
+        for resource in resources {
+            self.share(resource, now);
+        }
+    }
+
+    fn is_paused(&self, id: FlowId) -> bool {
+        self.flows[id].as_ref().is_some_and(|flow| flow.pauses > 0)
     }
 
     /// Gives a flow more to carry.
@@ -149,11 +170,12 @@ impl Fluid {
     /// The rate at which flows are cut off so that they fill a resource: those below it keep what they have. `hungry`
     /// is taken to want any rate.
     fn level(&self, resource: &Resource, hungry: Option<FlowId>) -> f64 {
-        let mut level = resource.capacity / resource.flows.len().max(1) as f64;
+        let going = resource.flows.iter().filter(|&&id| !self.is_paused(id)).count();
+        let mut level = resource.capacity / going.max(1) as f64;
         // Each round sees more flows below the level; three come close.
         for _ in 0..3 {
             let (mut below, mut above) = (0.0, 0u32);
-            for &id in &resource.flows {
+            for &id in resource.flows.iter().filter(|&&id| !self.is_paused(id)) {
                 let rate = self.flows[id].as_ref().map_or(0.0, |flow| flow.rate);
                 if rate < level && Some(id) != hungry {
                     below += rate;
@@ -172,7 +194,7 @@ impl Fluid {
     fn share(&mut self, resource: ResourceId, now: Time) {
         for at in 0..self.resources[resource].flows.len() {
             let id = self.resources[resource].flows[at];
-            let Some(flow) = self.flows[id].as_ref() else { continue };
+            let Some(flow) = self.flows[id].as_ref().filter(|flow| flow.pauses == 0) else { continue };
             let offers =
                 flow.resources.iter().map(|&other| self.offer(other, id, flow.rate, other == resource));
             let rate = offers.fold(f64::INFINITY, f64::min);
@@ -217,7 +239,7 @@ impl Fluid {
                 return;
             }
             let id = flows[at];
-            let Some(flow) = self.flows[id].as_ref() else { continue };
+            let Some(flow) = self.flows[id].as_ref().filter(|flow| flow.pauses == 0) else { continue };
             let offers = flow.resources.iter().map(|&other| self.offer(other, id, flow.rate, false));
             let rate = offers.fold(f64::INFINITY, f64::min);
             if rate > 1.005 * flow.rate {

@@ -33,6 +33,8 @@ pub struct Report {
     pub faulty_banned: usize,
     /// Events taken by all swarms.
     pub events: u64,
+    /// From a reader's demand to the verified piece, ascending; in multiples of what a piece takes on the idle link.
+    pub reads: Vec<f64>,
     /// Pieces at the cluster's nodes over time: the plot's line. (seconds, share of all).
     pub progress: Vec<(f64, f64)>,
 }
@@ -43,6 +45,13 @@ impl Report {
     pub fn ratio(&self, share: f64) -> f64 {
         let at = ((share * self.sound as f64).ceil() as usize).max(1) - 1;
         self.times.get(at).map_or(f64::INFINITY, |time| time.as_secs_f64() / self.bound.as_secs_f64())
+    }
+
+    /// The time within which a share of the reads was answered, in multiples of what a piece takes on the idle link.
+    #[must_use]
+    pub fn read(&self, share: f64) -> f64 {
+        let at = ((share * self.reads.len() as f64).ceil() as usize).max(1) - 1;
+        self.reads.get(at).copied().unwrap_or(f64::INFINITY)
     }
 
     /// Heads of the columns of [`fmt::Display`], as Markdown.

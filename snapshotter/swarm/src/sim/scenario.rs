@@ -98,6 +98,10 @@ pub struct Scenario {
     pub faults: (usize, Option<Fault>),
     /// The chance that a node never hears of another from the membership.
     pub view_gaps: f64,
+    /// The last node has a reader that waits for a piece by chance that is not there yet, this often while it fills.
+    pub reads: Option<Duration>,
+    /// While a node sends or receives a piece that a reader waits for, its other pieces stand still.
+    pub yields: bool,
     /// The nodes' limits.
     pub limits: Limits,
     /// The run ends then at the latest, in multiples of the bound plus a minute.
@@ -127,6 +131,8 @@ impl Scenario {
             apart: None,
             faults: (0, None),
             view_gaps: 0.0,
+            reads: None,
+            yields: false,
             limits: Limits::default(),
             patience: 20.0,
         }
@@ -143,6 +149,12 @@ impl Scenario {
     #[must_use]
     pub fn under_load(self, queue: Duration) -> Self {
         Self { queue_latency: queue, verify: 5e8, ..self }
+    }
+
+    /// What a piece takes on a node's idle link.
+    #[must_use]
+    pub fn piece_time(&self) -> Duration {
+        Duration::from_secs_f64(towline_artifact::PIECE_LEN as f64 / self.link.down)
     }
 
     /// Bytes of the content.

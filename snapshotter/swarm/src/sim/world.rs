@@ -31,6 +31,8 @@ enum Happens {
     /// The first byte of an upload leaves: (holder, upload, piece).
     FlowStarts(usize, UploadId, u32),
     FlowEnds(FlowId, u64),
+    /// The reader wants a piece.
+    Read,
     Fail,
 }
 
@@ -45,7 +47,7 @@ enum Life {
 /// Where a node's request is.
 #[derive(Clone)]
 enum Asked {
-    Peer { holder: usize },
+    Peer { holder: usize, urgent: bool },
     Origin { pieces: std::ops::Range<u32> },
 }
 
@@ -87,6 +89,8 @@ pub(crate) struct World<'a> {
     /// (into, out of) each zone.
     borders: Vec<(ResourceId, ResourceId)>,
     flows: HashMap<FlowId, Carrying>,
+    /// By urgent flow, those that stand still meanwhile.
+    halted: HashMap<FlowId, Vec<FlowId>>,
     by_ask: HashMap<(usize, RequestId), FlowId>,
     /// When the last message between two nodes arrives.
     arrivals: HashMap<(usize, usize), Time>,
@@ -100,6 +104,9 @@ pub(crate) struct World<'a> {
     events: u64,
     progress: Vec<(f64, f64)>,
     out: Vec<Effect>,
+    /// Pieces that the reader waits for, since when, and how long it waited for others, in seconds.
+    reading: Vec<(u32, Time)>,
+    reads: Vec<f64>,
 }
 
 fn upload_id(asker: usize, request: RequestId) -> UploadId {
@@ -153,6 +160,7 @@ impl<'a> World<'a> {
             origin,
             borders,
             flows: HashMap::new(),
+            halted: HashMap::new(),
             by_ask: HashMap::new(),
             arrivals: HashMap::new(),
             at_origin: 0,
@@ -164,6 +172,8 @@ impl<'a> World<'a> {
             events: 0,
             progress: Vec::new(),
             out: Vec::new(),
+            reading: Vec::new(),
+            reads: Vec::new(),
         }
     }
 
@@ -185,6 +195,9 @@ impl<'a> World<'a> {
             self.after(wait, Happens::Start(n));
         }
         self.after(Duration::from_millis(20), Happens::Membership);
+        if let Some(gap) = self.scenario.reads {
+            self.after(gap, Happens::Read);
+        }
         let apart = self.scenario.apart.unwrap_or_default() * self.nodes.len() as u32;
         let limit = self.scenario.bound().mul_f64(self.scenario.patience) + apart + Duration::from_secs(60);
         while let Some((when, happens)) = self.queue.pop() {
@@ -231,6 +244,7 @@ impl<'a> World<'a> {
                     self.flow_ended(flow);
                 }
             }
+            Happens::Read => self.read(),
             Happens::Fail => self.fail(),
         }
     }
@@ -283,6 +297,12 @@ impl<'a> World<'a> {
             return;
         }
         self.events += 1;
+        if n + 1 == self.nodes.len()
+            && let Event::Verified { piece, .. } = event
+            && let Some(at) = self.reading.iter().position(|read| read.0 == piece)
+        {
+            self.reads.push(self.now.since(self.reading.swap_remove(at).1).as_secs_f64());
+        }
         let mut out = std::mem::take(&mut self.out);
         self.nodes[n].swarm.apply(event, self.now, &mut out);
         for effect in out.drain(..) {
@@ -324,7 +344,7 @@ impl<'a> World<'a> {
         match effect {
             Effect::Request { request, to, piece, ask, urgent, .. } => {
                 let Some(holder) = self.find(to) else { return };
-                self.nodes[n].asked.insert(request, Asked::Peer { holder });
+                self.nodes[n].asked.insert(request, Asked::Peer { holder, urgent });
                 let wait = self.latency(n, holder);
                 self.after(wait, Happens::Asked(holder, n, request, piece, ask, urgent));
             }
@@ -441,6 +461,10 @@ impl<'a> World<'a> {
             resources.push(self.borders[to.0 as usize].0);
         }
         let flow = self.fluid.start(resources, PIECE_LEN as f64, self.now);
+        let urgent = matches!(self.nodes[asker].asked.get(&request), Some(Asked::Peer { urgent: true, .. }));
+        if urgent && self.scenario.yields {
+            self.halt_others(flow, n, asker);
+        }
         self.flows.insert(flow, Carrying { from: Some(n), to: asker, request, piece });
         self.by_ask.insert((asker, request), flow);
         let wait = self.latency(n, asker);
@@ -472,9 +496,25 @@ impl<'a> World<'a> {
         self.at_origin += 1;
     }
 
+    /// Everything else that a sender sends and a receiver receives stands still while `flow` carries an urgent piece.
+    fn halt_others(&mut self, flow: FlowId, from: usize, to: usize) {
+        let mut others = self.fluid.flows_at(self.nodes[from].up).to_vec();
+        others.extend(self.fluid.flows_at(self.nodes[to].down));
+        others.retain(|&other| other != flow);
+        others.sort_unstable();
+        others.dedup();
+        others.iter().for_each(|&other| self.fluid.pause(other, true, self.now));
+        self.halted.insert(flow, others);
+    }
+
     fn end_flow(&mut self, flow: FlowId) {
         self.fluid.end(flow, self.now);
         self.flows.remove(&flow);
+        for other in self.halted.remove(&flow).unwrap_or_default() {
+            if self.flows.contains_key(&other) {
+                self.fluid.pause(other, false, self.now);
+            }
+        }
     }
 
     fn flow_ended(&mut self, flow: FlowId) {
@@ -521,6 +561,27 @@ impl<'a> World<'a> {
         {
             self.faults_done = true;
             self.after(Duration::ZERO, Happens::Fail);
+        }
+    }
+
+    /// The last node's reader touches a piece that is not there.
+    fn read(&mut self) {
+        let (n, pieces) = (self.nodes.len() - 1, self.scenario.pieces);
+        let absent: Vec<u32> = match self.nodes[n].swarm.have(CONTENT) {
+            Some(have) => (0..pieces).filter(|&piece| !have.has(piece)).collect(),
+            None => Vec::new(),
+        };
+        if !absent.is_empty() {
+            let piece = absent[self.rng.below(absent.len() as u32) as usize];
+            if self.reading.iter().all(|read| read.0 != piece) {
+                self.reading.push((piece, self.now));
+                self.apply(n, Event::Demand { content: CONTENT, piece });
+            }
+        }
+        if self.nodes[n].ready.is_none()
+            && let Some(gap) = self.scenario.reads
+        {
+            self.after(gap, Happens::Read);
         }
     }
 
@@ -628,6 +689,11 @@ impl<'a> World<'a> {
             honest_banned,
             faulty_banned,
             events: self.events,
+            reads: {
+                self.reads.sort_by(f64::total_cmp);
+                let piece = self.scenario.piece_time().as_secs_f64();
+                self.reads.iter().map(|seconds| seconds / piece).collect()
+            },
             progress: std::mem::take(&mut self.progress),
         }
     }
