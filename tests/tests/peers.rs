@@ -96,8 +96,12 @@ async fn pods_on_two_nodes_start_the_same_model_at_once_for_one_download() -> Re
     assert_eq!(model_files(&one), Reading::parse(&String::from_utf8(source.stdout)?)?.contents());
     // Each node reads manifest, configuration and base layer for itself: that is before it knows what its peers have.
     let own = 2 * (image.layers[0].size + (64 << 10));
-    assert!(served <= bytes + bytes / 20 + own, "{served} bytes left the registry for a model of {bytes} on two nodes");
-    let from_peers = metric(&first, "towline_peer_bytes_total").await? + metric(&second, "towline_peer_bytes_total").await?;
+    assert!(
+        served <= bytes + bytes / 20 + own,
+        "{served} bytes left the registry for a model of {bytes} on two nodes"
+    );
+    let from_peers = metric(&first, "towline_peer_bytes_total").await?
+        + metric(&second, "towline_peer_bytes_total").await?;
     assert!(from_peers >= 0.9 * bytes as f64, "{from_peers} bytes came from peers");
     for node in [&first, &second] {
         assert_eq!(metric(node, "towline_peers_banned").await?, 0.0);

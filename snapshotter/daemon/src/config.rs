@@ -272,7 +272,10 @@ impl Config {
             peers.max_connections
         );
         if let Some(rate) = peers.upload_rate {
-            ensure!(rate >= ByteSize::mib(1), "peers.upload_rate must be at least 1MiB (a second), not {rate}");
+            ensure!(
+                rate >= ByteSize::mib(1),
+                "peers.upload_rate must be at least 1MiB (a second), not {rate}"
+            );
         }
         for (key, name) in [("peers.name", &peers.name), ("peers.zone", &peers.zone)] {
             ensure!(name.len() <= 253, "{key} must have at most 253 bytes");
