@@ -1,12 +1,12 @@
 //! Clusters of a few nodes: what holds whatever the times are.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use towline_tests::cluster::catalog;
-use towline_tests::cluster::network::{Network, ORIGIN, Plan};
+use towline_tests::cluster::network::{Network, ORIGIN, Plan, address};
 use towline_tests::cluster::origin::Faults;
 use towline_tests::cluster::outcome::Outcome;
 use towline_tests::cluster::rate::Rate;
@@ -22,7 +22,7 @@ fn stream(network: &Network) -> Result<f64> {
         let block = vec![0; 256 << 10];
         while stream.write_all(&block).is_ok() {}
     });
-    let mut stream = network.nodes[0].enter(|| std::net::TcpStream::connect((ORIGIN, 9000)))??;
+    let mut stream = network.nodes[0].enter(|| TcpStream::connect((ORIGIN, 9000)))??;
     let mut block = vec![0; 256 << 10];
     let (mut counted, mut begin, mut bytes) = (false, Instant::now(), 0);
     // The full bucket and the sender's first window pass faster than the rate.
@@ -62,6 +62,54 @@ fn a_stream_gets_what_its_link_is_said_to_give() -> Result<()> {
         );
         assert_eq!(passed.node(1).from, 0);
     }
+    Ok(())
+}
+
+/// Whether a connection from `from` to `to` comes about soon.
+fn reaches(network: &Network, from: usize, to: SocketAddr) -> Result<bool> {
+    let patience = Duration::from_millis(300);
+    network.nodes[from].enter(|| TcpStream::connect_timeout(&to, patience).is_ok())
+}
+
+#[test]
+fn faults_of_the_network_come_and_go() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let plan = Plan { origin: None, nodes: vec![(0, None), (1, None)], zones: 2, zone_link: None };
+    let network = Network::build(&plan)?;
+    let (node, origin) = ((address(1), 9000).into(), (ORIGIN, 9000).into());
+    let _listeners = (
+        network.nodes[1].enter(|| TcpListener::bind(node))??,
+        network.origin.enter(|| TcpListener::bind(origin))??,
+    );
+    let states = |expected| {
+        assert_eq!((reaches(&network, 0, node)?, reaches(&network, 0, origin)?), expected);
+        Ok::<_, anyhow::Error>(())
+    };
+    states((true, true))?;
+    network.split(&[0])?;
+    states((false, true))?;
+    network.heal()?;
+    network.refuse_at_origin(true)?;
+    states((true, false))?;
+    network.refuse_at_origin(false)?;
+    states((true, true))?;
+
+    network.lose(50)?;
+    let receiver = network.nodes[1].enter(|| UdpSocket::bind((address(1), 9000)))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let sender = network.nodes[0].enter(|| UdpSocket::bind((address(0), 0)))??;
+    // The address is asked for by packets, too, which may be lost, and what waits for it is bounded.
+    let mut arrived = 0;
+    for _ in 0..1000 {
+        sender.send_to(&[1], (address(1), 9000))?;
+        std::thread::yield_now();
+    }
+    while receiver.recv(&mut [0]).is_ok() {
+        arrived += 1;
+    }
+    assert!((100..=900).contains(&arrived), "{arrived} of 1000 packets arrived");
     Ok(())
 }
 

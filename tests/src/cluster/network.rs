@@ -122,10 +122,13 @@ impl Network {
         };
         let (left, right) = (names(true), names(false));
         self.switch.nft(&format!(
-            "table bridge split {{ chain forward {{ type filter hook forward priority 0;
-                ip saddr {{ {left} }} ip daddr {{ {right} }} drop
-                ip saddr {{ {right} }} ip daddr {{ {left} }} drop
-            }} }}"
+            "table bridge split {{
+                chain forward {{
+                    type filter hook forward priority 0;
+                    ip saddr {{ {left} }} ip daddr {{ {right} }} drop
+                    ip saddr {{ {right} }} ip daddr {{ {left} }} drop
+                }}
+            }}"
         ))
     }
 
@@ -147,9 +150,12 @@ impl Network {
             ns.ip("link set dev eth0 gso_max_segs 1")?;
         }
         self.switch.nft(&format!(
-            "table bridge loss {{ chain forward {{ type filter hook forward priority 0;
-                numgen random mod 100 < {percent} drop
-            }} }}"
+            "table bridge loss {{
+                chain forward {{
+                    type filter hook forward priority 0;
+                    numgen random mod 100 < {percent} drop
+                }}
+            }}"
         ))
     }
 
@@ -159,9 +165,12 @@ impl Network {
     /// With what `nft` said.
     pub fn refuse_at_origin(&self, refuse: bool) -> Result<()> {
         self.origin.nft(if refuse {
-            "table inet gone { chain input { type filter hook input priority 0;
-                meta l4proto tcp reject with tcp reset
-            } }"
+            "table inet gone {
+                chain input {
+                    type filter hook input priority 0;
+                    meta l4proto tcp reject with tcp reset
+                }
+            }"
         } else {
             "delete table inet gone"
         })
