@@ -437,3 +437,20 @@ impl Content {
         self.links.iter().any(|link| !link.far && !link.talks && link.fetching.contains(&piece))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Zone;
+
+    #[test]
+    fn one_liar_does_not_open_the_window() {
+        let (limits, me) = (Limits::default(), Peer { id: PeerId(1), zone: Zone(0), weight: 1 });
+        let mut c = Content::new(ContentId([3; 32]), Bitmap::new(4000), me, &limits, Time::ZERO, 1.0);
+        c.told = 4000;
+        assert!(c.window_end(&limits) <= TOLD_BEYOND + limits.window_first.0);
+        (0..100).for_each(|piece| assert!(c.arrived(piece)));
+        // Two nodes that see different halves of the zone still get on.
+        assert!((200..300).contains(&c.window_end(&limits)));
+    }
+}

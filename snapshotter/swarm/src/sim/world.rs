@@ -14,6 +14,9 @@ use crate::{
     Swarm, Time, UploadId, Zone,
 };
 
+mod incidents;
+mod report;
+
 const CONTENT: ContentId = ContentId([0x70; 32]);
 /// How often nodes hear of changes in membership.
 const MEMBERSHIP: Duration = Duration::from_millis(100);
@@ -564,77 +567,6 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The last node's reader touches a piece that is not there.
-    fn read(&mut self) {
-        let (n, pieces) = (self.nodes.len() - 1, self.scenario.pieces);
-        let absent: Vec<u32> = match self.nodes[n].swarm.have(CONTENT) {
-            Some(have) => (0..pieces).filter(|&piece| !have.has(piece)).collect(),
-            None => Vec::new(),
-        };
-        if !absent.is_empty() {
-            let piece = absent[self.rng.below(absent.len() as u32) as usize];
-            if self.reading.iter().all(|read| read.0 != piece) {
-                self.reading.push((piece, self.now));
-                self.apply(n, Event::Demand { content: CONTENT, piece });
-            }
-        }
-        if self.nodes[n].ready.is_none()
-            && let Some(gap) = self.scenario.reads
-        {
-            self.after(gap, Happens::Read);
-        }
-    }
-
-    /// The scenario's nodes vanish or stop.
-    fn fail(&mut self) {
-        for n in 0..self.nodes.len() {
-            let Some(fault) = self.nodes[n].fault else { continue };
-            let killed = matches!(fault, Fault::Killed(_));
-            self.nodes[n].life = if killed { Life::Dead } else { Life::Stopped };
-            let noticed = self.now + Duration::from_secs(if killed { 3 } else { 10 });
-            self.buried.push((noticed, n));
-            let (up, down) = (self.nodes[n].up, self.nodes[n].down);
-            if !killed {
-                self.fluid.set_capacity(up, 0.0, self.now);
-                self.fluid.set_capacity(down, 0.0, self.now);
-                continue;
-            }
-            let mut broken: Vec<FlowId> = self.fluid.flows_at(up).to_vec();
-            broken.extend(self.fluid.flows_at(down));
-            for flow in broken {
-                let Some(Carrying { from, to, request, .. }) =
-                    self.flows.get(&flow).map(|flow| Carrying { ..*flow })
-                else {
-                    continue;
-                };
-                self.end_flow(flow);
-                self.by_ask.remove(&(to, request));
-                match from {
-                    Some(sender) if sender != n => {
-                        self.apply(sender, Event::UploadEnded { upload: upload_id(to, request) });
-                    }
-                    Some(_) => self.fail_request(to, request, Failure::Broken, self.scenario.latency),
-                    None => self.at_origin -= 1,
-                }
-            }
-            // Requests that waited there break, too, and so do links.
-            for other in 0..self.nodes.len() {
-                let mut waiting: Vec<RequestId> = self.nodes[other]
-                    .asked
-                    .iter()
-                    .filter(|(_, asked)| matches!(asked, Asked::Peer { holder, .. } if *holder == n))
-                    .map(|(&request, _)| request)
-                    .collect();
-                waiting.sort();
-                for request in waiting {
-                    self.fail_request(other, request, Failure::Broken, self.scenario.latency);
-                }
-                let event = Event::Unlinked { content: CONTENT, peer: self.nodes[n].peer.id };
-                self.after(self.scenario.latency, Happens::Deliver(other, event));
-            }
-        }
-    }
-
     /// Tells a node which of its requests move.
     fn report_progress(&mut self, n: usize) {
         if self.now.since(self.nodes[n].progress_at) < Duration::from_secs(1) {
@@ -647,54 +579,6 @@ impl<'a> World<'a> {
             {
                 self.apply(n, Event::Progress { request });
             }
-        }
-    }
-
-    fn report(mut self) -> Report {
-        let sound = self.sound().count();
-        let last_start = self.nodes.iter().map(|node| node.born).max().unwrap_or_default();
-        let apart = self.scenario.apart.is_some();
-        let mut times: Vec<Duration> = self
-            .sound()
-            .filter_map(|node| Some(node.ready?.since(if apart { node.born } else { last_start })))
-            .collect();
-        times.sort();
-        let uploads: Vec<u64> = self.sound().map(|node| node.uploaded).collect();
-        let mean = uploads.iter().sum::<u64>() as f64 / uploads.len().max(1) as f64;
-        let most = uploads.iter().copied().max().unwrap_or_default() as f64;
-        let across: f64 = self.borders.iter().map(|border| self.fluid.carried(border.0)).sum();
-        let needed = (sound as f64 * f64::from(self.scenario.pieces)).max(1.0);
-        let twice: u64 = self.sound().map(|node| node.swarm.counts().twice).sum();
-        let banned = |fault: bool| {
-            let suspects = self.nodes.iter().filter(|node| node.fault.is_some() == fault);
-            let is_banned = |id: PeerId| self.sound().any(|node| node.swarm.is_banned(id, self.now));
-            suspects.filter(|node| is_banned(node.peer.id)).count()
-        };
-        let (honest_banned, faulty_banned) = match self.scenario.faults.1 {
-            None => (0, 0),
-            Some(_) => (banned(false), banned(true)),
-        };
-        Report {
-            name: self.scenario.name.clone(),
-            seed: self.seed,
-            sound,
-            complete: times.len(),
-            bound: self.scenario.bound(),
-            times,
-            origin: (self.fluid.carried(self.origin) - self.to_liars as f64 * PIECE_LEN as f64)
-                / self.scenario.bytes(),
-            across: across / self.scenario.bytes(),
-            spread: most / mean.max(1e-9),
-            twice: twice as f64 / needed,
-            honest_banned,
-            faulty_banned,
-            events: self.events,
-            reads: {
-                self.reads.sort_by(f64::total_cmp);
-                let piece = self.scenario.piece_time().as_secs_f64();
-                self.reads.iter().map(|seconds| seconds / piece).collect()
-            },
-            progress: std::mem::take(&mut self.progress),
         }
     }
 }
