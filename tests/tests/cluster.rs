@@ -156,17 +156,18 @@ async fn a_zone_is_sent_one_copy() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_owner_is_replaced() -> Result<()> {
-    check("kill-owner", 1.3, |_| {}).await.map(drop)
+    // Of four nodes and sixteen pieces, what the dead one had and nobody else yet may be a third of the model.
+    check("kill-owner", 1.5, |_| {}).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_starts_again_goes_on_with_what_it_has() -> Result<()> {
-    check("restart", 1.3, |_| {}).await.map(drop)
+    check("restart", 1.5, |_| {}).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_node_holds_up_nobody_and_ends_when_it_goes_on() -> Result<()> {
-    check("stop", 1.3, |_| {}).await.map(drop)
+    check("stop", 1.5, |_| {}).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
