@@ -100,7 +100,7 @@ fn read(dir: &Path) -> Result<Reading> {
 fn mounted(dir: &Path) -> Result<Option<String>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
     let at = dir.to_str().context("UTF-8")?;
-    let line = table.lines().filter(|line| line.split(' ').nth(4) == Some(at)).next_back();
+    let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some(at));
     Ok(line.and_then(|line| line.split_once(" - ")?.1.split(' ').next().map(str::to_owned)))
 }
 
