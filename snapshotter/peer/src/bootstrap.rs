@@ -7,7 +7,6 @@
 mod source;
 
 use std::collections::HashSet;
-use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -209,7 +208,7 @@ impl Watched {
         let new = match outcome {
             Ok(found) if found.is_empty() => State::Empty,
             Ok(_) => State::Found,
-            Err(failure) => State::Failed(chain(failure)),
+            Err(failure) => State::Failed(crate::chain(failure)),
         };
         let old =
             std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), new.clone());
@@ -253,18 +252,6 @@ fn merge(found: Vec<Vec<SocketAddr>>) -> Vec<SocketAddr> {
         }
     }
     merged
-}
-
-/// The error and its causes, joined by colons.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -294,10 +294,14 @@ fn client(socket: PathBuf) -> Result<ControlClient<Channel>> {
     Ok(ControlClient::new(Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(connector)))
 }
 
+/// Pieces that a daemon keeps in memory: an eighth of the usual model here, as models are many times the default of 256 MiB
+/// elsewhere.
+const MEMORY: &str = "32MiB";
+
 fn configuration(index: usize, dir: &Path, common: &Common, scenario: &Scenario) -> String {
     let mut text = format!(
         "root = \"{0}/root\"\nrun_dir = \"{0}/run\"\n\n[http]\nlisten = \"127.0.0.1:7117\"\n\n\
-         [registry]\nplain_http = [\"{1}\"]\n",
+         [fetch]\nmemory = \"{MEMORY}\"\n\n[registry]\nplain_http = [\"{1}\"]\n",
         dir.display(),
         common.origin
     );
