@@ -176,18 +176,6 @@ pub(crate) struct Answer {
     pub(crate) place: Box<Place>,
 }
 
-/// A failed attempt.
-struct Failure {
-    error: RegistryError,
-    retry_after: Option<Duration>,
-}
-
-impl From<RegistryError> for Failure {
-    fn from(error: RegistryError) -> Self {
-        Self { error, retry_after: None }
-    }
-}
-
 /// Chooses ring for every TLS connection of the process, unless the process has chosen already.
 pub(crate) fn install_tls_provider() {
     // Fails only when a provider is installed, which is as good.
@@ -259,7 +247,7 @@ impl Client {
             }
             match self.attempt(mirror, call, None).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failure { error, .. }) => {
+                Err(error) => {
                     if matches!(error, RegistryError::Transport { .. } | RegistryError::Stalled { .. }) {
                         mirror.rest();
                     }
@@ -279,15 +267,15 @@ impl Client {
     ) -> Result<Answer, RegistryError> {
         let mut failed = 0;
         loop {
-            let Failure { error, retry_after } = match self.attempt(endpoint, call, url).await {
+            let error = match self.attempt(endpoint, call, url).await {
                 Ok(answer) => {
                     self.inner.budget.succeeded();
                     return Ok(answer);
                 }
-                Err(failure) => failure,
+                Err(error) => error,
             };
             failed += 1;
-            if !self.pause(failed, &error, retry_after).await {
+            if !self.pause(failed, &error, error.retry_after()).await {
                 return Err(error);
             }
         }
@@ -300,7 +288,7 @@ impl Client {
         call: &Call<'_>,
         url: &Url,
     ) -> Result<Answer, RegistryError> {
-        self.attempt(endpoint, call, Some(url)).await.map_err(|failure| failure.error)
+        self.attempt(endpoint, call, Some(url)).await
     }
 
     /// Waits before the next attempt; `false` when there shall be none.
@@ -330,7 +318,7 @@ impl Client {
         endpoint: &Arc<Endpoint>,
         call: &Call<'_>,
         url: Option<&Url>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, RegistryError> {
         let url = url.cloned().unwrap_or_else(|| endpoint.url_of(call));
         let mut authorization = self.authorization(endpoint, call).await?;
         let mut renewed = false;
@@ -395,7 +383,7 @@ impl Client {
         url: Url,
     ) -> Result<Answer, RegistryError> {
         let host = if endpoint.owns(&url) { endpoint.host.clone() } else { host_of(&url) };
-        self.judge(call, endpoint, response, url, call.place(&host)).await.map_err(|failure| failure.error)
+        self.judge(call, endpoint, response, url, call.place(&host)).await
     }
 
     async fn judge(
@@ -405,7 +393,7 @@ impl Client {
         response: Response,
         url: Url,
         place: Box<Place>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, RegistryError> {
         if response.status().is_success() {
             if let Some(range) = &call.range {
                 check_range(&response, range, &place)?;
@@ -415,7 +403,7 @@ impl Client {
         let status = response.status();
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let reason = read_reason(response).await;
-        Err(Failure { error: RegistryError::Refused { place, status, reason, retry_after }, retry_after })
+        Err(RegistryError::Refused { place, status, reason, retry_after })
     }
 
     /// Sends one request and follows redirects of reads. Our authorization is sent to the server's own origin only.

@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use towline_artifact::PIECE_LEN;
+use towline_peer::MAX_NAME_LEN;
 
 /// Everything the daemon can be told. Unknown keys are errors.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -278,7 +279,7 @@ impl Config {
             );
         }
         for (key, name) in [("peers.name", &peers.name), ("peers.zone", &peers.zone)] {
-            ensure!(name.len() <= 253, "{key} must have at most 253 bytes");
+            ensure!(name.len() <= MAX_NAME_LEN, "{key} must have at most {MAX_NAME_LEN} bytes");
         }
         ensure!(self.fuse.threads <= 64, "fuse.threads must be at most 64, not {}", self.fuse.threads);
         ensure!(

@@ -106,7 +106,7 @@ impl Origins {
 fn fetch_error(error: &RegistryError) -> FetchError {
     let fault = match error.status().map(|status| status.as_u16()) {
         Some(429 | 503) => Fault::Throttled,
-        Some(404 | 410) => Fault::Gone,
+        _ if error.is_not_found() => Fault::Gone,
         _ if error.is_unauthorized() => Fault::Denied,
         _ => Fault::Broken,
     };

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use towline_artifact::{ContentId, Corrupt, PieceIndex, PieceTable, VerifiedPiece};
 use towline_store::{Content, Store, StoreError};
@@ -25,7 +25,7 @@ use crate::fill::FillId;
 use crate::network::{Network, PieceBytes, Supplier};
 use crate::read::{ReadBytes, ReadError};
 use crate::schedule::{Limits, Run, Schedule, Slot};
-use crate::source::{FetchError, PieceSource, PieceStream};
+use crate::source::{FetchError, PieceSource};
 
 /// How long the fill pauses after the store was full.
 const STORE_FULL_PAUSE: Duration = Duration::from_secs(30);
@@ -451,7 +451,9 @@ impl Engine {
     async fn fetch(self: &Arc<Self>, run: Run, handle: Arc<ContentHandle>) {
         self.stats.runs.fetch_add(1, Ordering::Relaxed);
         // A panic on what a source sent ends the run, not its place in the schedule: its readers would wait for ever.
-        let fetched = AssertUnwindSafe(self.fetch_pieces(&run, &handle)).catch_unwind().await;
+        let fetched = AssertUnwindSafe(self.fetch_from_origin(&handle, run.pieces.clone(), || {}, |_, _| {}))
+            .catch_unwind()
+            .await;
         let result = fetched.unwrap_or_else(|_| Err(FetchError::broken("fetch panicked".to_owned())));
         let now = Instant::now();
         let rest = result.as_ref().err().and_then(FetchError::retry_after);
@@ -472,28 +474,40 @@ impl Engine {
         self.wake.notify_one();
     }
 
-    async fn fetch_pieces(
+    /// Fetches consecutive pieces, at least one, from the origin, and takes them, each while the next one is received.
+    ///
+    /// `progress` is called as bytes come. `taken` hears of each piece as of [`Self::take`].
+    ///
+    /// # Errors
+    /// What the source says, [`FetchError::Short`], and [`FetchError::Corrupt`] for the first piece that did not match. The
+    /// pieces before it are taken.
+    pub async fn fetch_from_origin(
         self: &Arc<Self>,
-        run: &Run,
         handle: &Arc<ContentHandle>,
+        pieces: Range<u32>,
+        mut progress: impl FnMut(),
+        taken: impl Fn(PieceIndex, &Result<bool, Corrupt>) + Clone + Send + 'static,
     ) -> Result<(), FetchError> {
         let table = handle.table();
-        let last = PieceIndex(run.pieces.end - 1);
-        let bytes = PieceIndex(run.pieces.start).offset()..last.offset() + table.piece_len(last).get();
+        let last = PieceIndex(pieces.end - 1);
+        let bytes = PieceIndex(pieces.start).offset()..last.offset() + table.piece_len(last).get();
         let asking = self.source.fetch(table, bytes.clone());
         let mut stream = self.in_time(asking).await??;
         let mut missing = bytes.end - bytes.start;
         let mut chunk = Bytes::new();
         let mut being_taken = None;
-        for index in run.pieces.clone().map(PieceIndex) {
+        for index in pieces.map(PieceIndex) {
             let mut assembly = Assembly::new(table, index);
             while !assembly.take(&mut chunk) {
                 chunk = self.in_time(stream.next()).await?.ok_or(FetchError::Short { missing })??;
                 self.stats.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 handle.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 missing = missing.saturating_sub(chunk.len() as u64);
+                progress();
             }
-            if let Some(previous) = being_taken.replace(self.spawn_take(handle, assembly)) {
+            let (taken, bytes) = (taken.clone(), assembly.bytes.into());
+            let taking = self.take(handle, index, bytes, Supplier::Origin, move |piece| taken(index, piece));
+            if let Some(previous) = being_taken.replace(taking) {
                 join(previous).await?;
             }
         }
@@ -505,24 +519,37 @@ impl Engine {
 
     async fn in_time<T>(&self, wait: impl Future<Output = T>) -> Result<T, FetchError> {
         let limit = self.options.idle_timeout;
-        tokio::time::timeout(limit, wait).await.map_err(|_| silent(limit))
+        let silent = || FetchError::broken(format!("source was silent for {} s", limit.as_secs()));
+        tokio::time::timeout(limit, wait).await.map_err(|_| silent())
     }
 
-    /// Verifies a received piece, shows it to readers, writes it, seals the content after the last one.
-    fn spawn_take(self: &Arc<Self>, handle: &Arc<ContentHandle>, full: Assembly) -> Taking {
+    /// Takes a received piece, on a thread that may block: verifies it, shows it to readers, writes it, seals the content after
+    /// the last one.
+    ///
+    /// `taken` hears on that thread how it went, before the content is sealed, which may wait for the disk for seconds: true,
+    /// or false if the store could not take the piece, which is then in memory only, and not for long. [`Corrupt`]: nobody has
+    /// seen the bytes, and the registry that sent them, if it was one, is no longer asked first. That all is done whether
+    /// anybody waits for the handle or not.
+    pub fn take(
+        self: &Arc<Self>,
+        handle: &Arc<ContentHandle>,
+        index: PieceIndex,
+        bytes: Bytes,
+        from: Supplier,
+        taken: impl FnOnce(&Result<bool, Corrupt>) + Send + 'static,
+    ) -> JoinHandle<Result<(), Corrupt>> {
         let (engine, handle) = (Arc::clone(self), Arc::clone(handle));
-        tokio::task::spawn_blocking(move || engine.take(&handle, full))
+        tokio::task::spawn_blocking(move || {
+            let delivered = engine.deliver(&handle, index, bytes, from);
+            taken(&delivered);
+            delivered?;
+            engine.finish(&handle);
+            Ok(())
+        })
     }
 
-    fn take(&self, handle: &ContentHandle, full: Assembly) -> Result<(), FetchError> {
-        self.deliver(handle, full.index, full.bytes.into(), Supplier::Origin)?;
-        self.finish(handle);
-        Ok(())
-    }
-
-    /// Seals a content that is complete; does nothing otherwise. Waits for the disk, perhaps for seconds: to be called after
-    /// [`Self::deliver`], once its caller has told others that the piece is here.
-    pub fn finish(&self, handle: &ContentHandle) {
+    /// Seals a content that is complete; does nothing otherwise.
+    fn finish(&self, handle: &ContentHandle) {
         if !handle.content.is_complete() || handle.content.is_sealed() {
             return;
         }
@@ -533,12 +560,7 @@ impl Engine {
         }
     }
 
-    /// Verifies a received piece, shows it to readers, writes it. Blocks on hashing and on the disk. False if the store
-    /// could not take the piece: then it is in memory only, and not for long.
-    ///
-    /// # Errors
-    /// [`Corrupt`]: nobody has seen the bytes, and the registry that sent them, if it was one, is no longer asked first.
-    pub fn deliver(
+    fn deliver(
         &self,
         handle: &ContentHandle,
         index: PieceIndex,
@@ -575,33 +597,6 @@ impl Engine {
         stored.or_else(|| lock(&self.cache).get(handle.slot, index).map(PieceBytes::Memory))
     }
 
-    /// Asks the origin for bytes of a content, unverified; what comes counts as fetched.
-    ///
-    /// # Errors
-    /// What the source says.
-    pub async fn fetch_from_origin(
-        self: &Arc<Self>,
-        handle: &Arc<ContentHandle>,
-        bytes: Range<u64>,
-    ) -> Result<PieceStream, FetchError> {
-        let stream = self.in_time(self.source.fetch(handle.table(), bytes)).await??;
-        let (idle, engine, handle) = (self.options.idle_timeout, Arc::clone(self), Arc::clone(handle));
-        let timed = futures_util::stream::unfold(stream, move |mut stream| async move {
-            let item = match tokio::time::timeout(idle, stream.next()).await {
-                Ok(item) => item?,
-                Err(_) => Err(silent(idle)),
-            };
-            Some((item, stream))
-        });
-        let counted = timed.inspect(move |item| {
-            if let Ok(chunk) = item {
-                engine.stats.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                handle.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            }
-        });
-        Ok(Box::pin(counted))
-    }
-
     fn store_piece(&self, handle: &ContentHandle, piece: &VerifiedPiece) -> bool {
         let Err(error) = handle.content.commit(piece) else { return true };
         if self.stats.unstored_pieces.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -612,19 +607,15 @@ impl Engine {
     }
 }
 
-fn silent(limit: Duration) -> FetchError {
-    FetchError::broken(format!("source was silent for {} s", limit.as_secs()))
-}
-
-type Taking = tokio::task::JoinHandle<Result<(), FetchError>>;
-
-async fn join(taking: Taking) -> Result<(), FetchError> {
-    taking.await.unwrap_or_else(|panic| Err(FetchError::broken(format!("piece could not be taken: {panic}"))))
+async fn join(taking: JoinHandle<Result<(), Corrupt>>) -> Result<(), FetchError> {
+    match taking.await {
+        Ok(taken) => Ok(taken?),
+        Err(panic) => Err(FetchError::broken(format!("piece could not be taken: {panic}"))),
+    }
 }
 
 /// A piece whose bytes are arriving.
 struct Assembly {
-    index: PieceIndex,
     len: NonZeroU64,
     bytes: Vec<u8>,
 }
@@ -632,7 +623,7 @@ struct Assembly {
 impl Assembly {
     fn new(table: &PieceTable, index: PieceIndex) -> Self {
         let len = table.piece_len(index);
-        Self { index, len, bytes: Vec::with_capacity(usize::try_from(len.get()).expect("at most a piece")) }
+        Self { len, bytes: Vec::with_capacity(usize::try_from(len.get()).expect("at most a piece")) }
     }
 
     /// Takes from the front of `chunk`; true when the piece is full.

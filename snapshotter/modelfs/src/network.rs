@@ -9,7 +9,7 @@ use towline_artifact::{ContentId, VerifiedPiece};
 use crate::engine::ContentHandle;
 use crate::fill::FillId;
 
-/// Decides where the pieces of contents come from, and brings them to [`crate::Engine::deliver`].
+/// Decides where the pieces of contents come from, and brings them to [`crate::Engine::take`].
 ///
 /// No method waits: they are called by threads that answer the kernel. Engines that only are another source of ranges (a
 /// mirror, a Dragonfly daemon) are a [`crate::PieceSource`] instead, and the engine's schedule stays.

@@ -27,7 +27,7 @@ const IDLE: usize = 512;
 /// How long an idle connection is kept; the server keeps it longer.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 /// How often progress is told after the first byte.
-const PROGRESS: Duration = Duration::from_secs(1);
+pub(crate) const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Why no piece came.
 #[derive(Debug, thiserror::Error)]

@@ -191,6 +191,9 @@ impl Core {
         let missing = |content, range: &std::ops::Range<u32>| {
             let have = swarm.have(content)?;
             let end = range.end.min(have.len());
+            if (range.start, end) == (0, have.len()) {
+                return Some(have.len() - have.count());
+            }
             Some((range.start..end).filter(|&piece| !have.has(piece)).count() as u32)
         };
         let changes = self.plan.advance(missing, |content| swarm.have(content).map(Bitmap::len));
@@ -226,7 +229,8 @@ impl Core {
             // What left and came back in one go is taken part in.
             removed.retain(|content| !self.contents.contains_key(content));
             self.broadcast_interest(&added, &removed);
-            self.count_common();
+            self.lock_board().contents = self.contents.len();
+            self.links.keys().for_each(|&id| self.count_common(id));
         }
         for (content, piece) in gathered.demand {
             self.demand(content, piece);
@@ -285,22 +289,18 @@ impl Core {
                 }
             }
             FetchEvent::Corrupt { request } => {
-                self.forget_fetch(request);
+                self.fetches.remove(&request);
                 self.queue.push_back(Event::Corrupt { request });
             }
             FetchEvent::Failed { request, why } => {
-                self.forget_fetch(request);
+                self.fetches.remove(&request);
                 self.queue.push_back(Event::Failed { request, why });
             }
             FetchEvent::OriginFailed { request, why } => {
-                self.forget_fetch(request);
+                self.fetches.remove(&request);
                 self.queue.push_back(Event::OriginFailed { request, why });
             }
         }
-    }
-
-    fn forget_fetch(&mut self, request: RequestId) {
-        self.fetches.remove(&request);
     }
 
     fn upload(&mut self, event: UploadEvent) {
@@ -372,7 +372,7 @@ impl Core {
         for content in linked.interests {
             self.leave(content, id);
         }
-        self.count_common();
+        self.lock_board().common.remove(&id);
     }
 
     fn leave(&mut self, content: ContentId, id: PeerId) {
@@ -409,7 +409,7 @@ impl Core {
                     }
                 }
                 removed.into_iter().for_each(|content| self.leave(content, id));
-                self.count_common();
+                self.count_common(id);
             }
             Message::Have { content, have } => self.queue.push_back(Event::Have { content, from: id, have }),
             Message::Unlink { content } => self.queue.push_back(Event::Unlinked { content, peer: id }),
@@ -509,7 +509,10 @@ impl Core {
         let Some(linked) = self.links.get(&id) else { return };
         let (peer, rest) = (Arc::clone(&linked.peer), until.saturating_duration_since(Instant::now()));
         tracing::error!(peer = %id, node = peer.name, address = %peer.control, rest_s = rest.as_secs(), "peer sent wrong bytes and is banned");
-        self.lock_board().banned.insert(id, (peer.name.clone(), until));
+        let mut board = self.lock_board();
+        board.banned.retain(|_, ban| ban.1 > Instant::now());
+        board.banned.insert(id, (peer.name.clone(), until));
+        drop(board);
         self.command(Command::Block(peer.libp2p_id, until));
         self.link_down(id);
     }
@@ -520,14 +523,11 @@ impl Core {
         }
     }
 
-    fn count_common(&self) {
-        let common =
-            |linked: &Linked| linked.interests.iter().filter(|id| self.contents.contains_key(id)).count();
-        let common = self.links.iter().map(|(&id, linked)| (id, common(linked))).collect();
-        let mut board = self.lock_board();
-        (board.common, board.contents) = (common, self.contents.len());
-        let now = Instant::now();
-        board.banned.retain(|_, ban| ban.1 > now);
+    /// Notes how many contents a peer has in common with this node.
+    fn count_common(&self, id: PeerId) {
+        let Some(linked) = self.links.get(&id) else { return };
+        let common = linked.interests.iter().filter(|content| self.contents.contains_key(content)).count();
+        self.lock_board().common.insert(id, common);
     }
 
     fn lock_board(&self) -> std::sync::MutexGuard<'_, Board> {

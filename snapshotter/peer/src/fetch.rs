@@ -5,18 +5,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use towline_artifact::{ContentId, PieceIndex};
-use towline_modelfs::{ContentHandle, Engine, Fault, FetchError, Supplier};
+use towline_artifact::{ContentId, Corrupt, PieceIndex};
+use towline_modelfs::{ContentHandle, Engine, Fault, Supplier};
 use towline_swarm::{Ask, Failure, OriginFailure, PeerId, RequestId};
 
 use crate::auth::PieceRequest;
 use crate::buffers::Buffers;
-use crate::client::{self, AskError, Pool};
+use crate::client::{self, AskError, PROGRESS, Pool};
 use crate::directory::{Connected, Directory};
 use crate::http::piece_range;
 
@@ -81,8 +79,12 @@ impl Fetcher {
         let why = match client::ask((&self.pool, &self.buffers), &peer, asked, &range, progress).await {
             Ok(bytes) => {
                 self.directory.received(&peer, bytes.bytes.len() as u64);
+                let events = self.events.clone();
+                let taken = move |taken: &Result<bool, Corrupt>| {
+                    tell_taken(&events, request, (content, piece), taken, true);
+                };
                 // Its end is told by itself; nobody waits for it.
-                drop(self.deliver(request, &handle, piece, bytes.share(), Supplier::Peer, true));
+                drop(self.engine.take(&handle, PieceIndex(piece), bytes.share(), Supplier::Peer, taken));
                 return;
             }
             Err(AskError::Refused(why)) => Failure::Refused(why),
@@ -94,57 +96,28 @@ impl Fetcher {
         self.tell(FetchEvent::Failed { request, why }).await;
     }
 
-    /// Pieces are verified one behind the one that arrives.
     pub(crate) async fn from_origin(
         self: Arc<Self>,
         request: RequestId,
         handle: Arc<ContentHandle>,
         pieces: Range<u32>,
     ) {
-        let last = pieces.end - 1;
-        let len = handle.content().len();
-        let fetched = async {
-            let range = piece_range(pieces.start, len).start..piece_range(last, len).end;
-            let mut missing = range.end - range.start;
-            let mut stream = self.engine.fetch_from_origin(&handle, range).await?;
-            let mut rest = Bytes::new();
-            let mut told = std::time::Instant::now();
-            let mut before: Option<JoinHandle<bool>> = None;
-            for piece in pieces {
-                let range = piece_range(piece, len);
-                let piece_len = usize::try_from(range.end - range.start).expect("at most a piece");
-                let mut buffer = self.buffers.take();
-                loop {
-                    let bytes = &mut buffer.bytes;
-                    let part = rest.split_to(rest.len().min(piece_len - bytes.len()));
-                    bytes.extend_from_slice(&part);
-                    if bytes.len() == piece_len {
-                        break;
-                    }
-                    rest = stream.next().await.ok_or(FetchError::Short { missing })??;
-                    missing = missing.saturating_sub(rest.len() as u64);
-                    if told.elapsed() >= std::time::Duration::from_secs(1) {
-                        let _ = self.events.try_send(FetchEvent::Progress { request });
-                        told = std::time::Instant::now();
-                    }
-                }
-                let taken =
-                    self.deliver(request, &handle, piece, buffer.share(), Supplier::Origin, piece == last);
-                if let Some(before) = before.replace(taken)
-                    && !before.await.unwrap_or(false)
-                {
-                    // What follows from it was told with the piece.
-                    return Err(FetchError::broken("the registry sent wrong bytes".to_owned()));
-                }
+        let (content, last) = (handle.content().id(), pieces.end - 1);
+        let mut told = Instant::now();
+        let progress = || {
+            if told.elapsed() >= PROGRESS {
+                let _ = self.events.try_send(FetchEvent::Progress { request });
+                told = Instant::now();
             }
-            Ok(())
         };
-        let error = match fetched.await {
+        let events = self.events.clone();
+        let taken = move |index: PieceIndex, taken: &Result<bool, Corrupt>| {
+            tell_taken(&events, request, (content, index.0), taken, index.0 == last);
+        };
+        let error = match self.engine.fetch_from_origin(&handle, pieces, progress, taken).await {
             Ok(()) => return handle.note_fetch(None),
             Err(error) => error,
         };
-        let error: FetchError = error;
-        let content = handle.content().id();
         tracing::warn!(%content, piece = last, %error, "fetch from the origin failed, will be tried again");
         handle.note_fetch(Some(error.to_string()));
         let why = match error.fault() {
@@ -156,35 +129,26 @@ impl Fetcher {
         self.tell(FetchEvent::OriginFailed { request, why }).await;
     }
 
-    /// Verifies and keeps a piece on a thread that may block, and tells how that went. True if it matched.
-    fn deliver(
-        &self,
-        request: RequestId,
-        handle: &Arc<ContentHandle>,
-        piece: u32,
-        bytes: Bytes,
-        from: Supplier,
-        last: bool,
-    ) -> JoinHandle<bool> {
-        let (engine, handle, events) = (Arc::clone(&self.engine), Arc::clone(handle), self.events.clone());
-        tokio::task::spawn_blocking(move || {
-            let content = handle.content().id();
-            let delivered = engine.deliver(&handle, PieceIndex(piece), bytes, from);
-            let event = match &delivered {
-                Ok(stored) => FetchEvent::Verified { request, content, piece, stored: *stored, last },
-                Err(corrupt) => {
-                    tracing::warn!(%corrupt, ?from, "wrong bytes thrown away");
-                    FetchEvent::Corrupt { request }
-                }
-            };
-            // The receiver is gone only when everything ends.
-            let _ = events.blocking_send(event);
-            engine.finish(&handle);
-            delivered.is_ok()
-        })
-    }
-
     async fn tell(&self, event: FetchEvent) {
         let _ = self.events.send(event).await;
     }
+}
+
+/// Tells how a piece was taken; called on threads that may block. `last` if its request brings no more.
+fn tell_taken(
+    events: &mpsc::Sender<FetchEvent>,
+    request: RequestId,
+    (content, piece): (ContentId, u32),
+    taken: &Result<bool, Corrupt>,
+    last: bool,
+) {
+    let event = match taken {
+        Ok(stored) => FetchEvent::Verified { request, content, piece, stored: *stored, last },
+        Err(corrupt) => {
+            tracing::warn!(%corrupt, "wrong bytes thrown away");
+            FetchEvent::Corrupt { request }
+        }
+    };
+    // The receiver is gone only when everything ends.
+    let _ = events.blocking_send(event);
 }

@@ -60,6 +60,7 @@ pub use key::{ClusterKey, KeyError};
 pub use kubernetes::{InCluster, KubernetesError, Object};
 pub use net::StartError;
 pub use report::{PeerReport, Report, Reporter};
+pub use wire::MAX_NAME_LEN;
 
 /// Events that wait for the task that decides, of each kind. Who tells more waits.
 const EVENTS: usize = 4096;
@@ -79,9 +80,9 @@ pub struct Options {
     pub advertise: Option<IpAddr>,
     /// Where first peers are found. None: others find this node, or nobody does.
     pub bootstrap: Option<Bootstrap>,
-    /// What people call the node. At most 253 bytes count.
+    /// What people call the node. At most [`MAX_NAME_LEN`] bytes count.
     pub name: String,
-    /// Nodes of one zone have cheap links between them; empty is a zone, too. At most 253 bytes count.
+    /// Nodes of one zone have cheap links between them; empty is a zone, too. At most [`MAX_NAME_LEN`] bytes count.
     pub zone: String,
     /// Share of the ownership of pieces, relative to others.
     pub weight: u16,
@@ -254,7 +255,7 @@ async fn find_peers(
 
 /// The longest part of a name that fits into an introduction.
 fn cut(name: &str) -> String {
-    let end = (0..=name.len().min(253)).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
+    let end = (0..=name.len().min(MAX_NAME_LEN)).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
     name[..end].to_owned()
 }
 

@@ -352,36 +352,38 @@ impl Net {
 
     /// Opens the control stream with a connected node, after a wait.
     fn open(&mut self, id: PeerId, wait: Duration) {
-        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.pending) else { return };
-        remote.pending = true;
-        let address = remote.connections[0].1.ip();
+        let Some(talk) = self.talk(id) else { return };
         let mut control = self.swarm.behaviour().stream.new_control();
-        let (hello, told, links, stop) =
-            (self.hello.clone(), self.told.0.clone(), self.links.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             tokio::time::sleep(wait).await;
             match tokio::time::timeout(HANDSHAKE, control.open_stream(id, CONTROL)).await {
-                Ok(Ok(stream)) => talk(stream, id, address, hello, told, links, stop).await,
-                Ok(Err(error)) => {
-                    tracing::debug!(peer = %id, %error, "control stream not opened");
-                    let _ = told.send(Told::Ended { id }).await;
-                }
-                Err(_) => drop(told.send(Told::Ended { id }).await),
+                Ok(Ok(stream)) => return talk.run(stream).await,
+                Ok(Err(error)) => tracing::debug!(peer = %id, %error, "control stream not opened"),
+                Err(_) => {}
             }
+            let _ = talk.told.send(Told::Ended { id }).await;
         });
     }
 
     fn incoming(&mut self, id: PeerId, stream: libp2p::Stream) {
-        // One at a time; a second one while the first lives is a fault of the peer, and is dropped.
-        let Some(remote) = self.remotes.get_mut(&id).filter(|remote| !remote.pending && !remote.linked)
-        else {
-            return;
-        };
+        if let Some(talk) = self.talk(id) {
+            self.tasks.spawn(talk.run(stream));
+        }
+    }
+
+    /// What a control stream with a connected node needs. One at a time: `None` while there is one, or one is being opened; of
+    /// an incoming one that is a fault of the peer, and it is dropped.
+    fn talk(&mut self, id: PeerId) -> Option<Talk> {
+        let remote = self.remotes.get_mut(&id).filter(|remote| !remote.pending && !remote.linked)?;
         remote.pending = true;
-        let address = remote.connections[0].1.ip();
-        let (hello, told, links, stop) =
-            (self.hello.clone(), self.told.0.clone(), self.links.clone(), self.stop.clone());
-        self.tasks.spawn(talk(stream, id, address, hello, told, links, stop));
+        Some(Talk {
+            id,
+            address: remote.connections[0].1.ip(),
+            hello: self.hello.clone(),
+            told: self.told.0.clone(),
+            links: self.links.clone(),
+            stop: self.stop.clone(),
+        })
     }
 
     fn told(&mut self, told: Told) {
@@ -412,34 +414,40 @@ impl Net {
     }
 }
 
-/// A control stream from its introduction to its end.
-async fn talk(
-    mut stream: libp2p::Stream,
+/// A control stream and who hears of it.
+struct Talk {
     id: PeerId,
+    /// Where the connection leads.
     address: IpAddr,
     hello: Hello,
     told: mpsc::Sender<Told>,
     links: mpsc::Sender<LinkEvent>,
     stop: CancellationToken,
-) {
-    let ended = match link::introduce(&mut stream, id, address, hello).await {
-        Ok((peer, seen)) => {
-            let peer = Arc::new(peer);
-            let introduced = Told::Introduced { id, control: peer.control, seen };
-            if told.send(introduced).await.is_err() {
-                return;
+}
+
+impl Talk {
+    /// From the introduction to the end.
+    async fn run(self, mut stream: libp2p::Stream) {
+        let Self { id, address, hello, told, links, stop } = self;
+        let ended = match link::introduce(&mut stream, id, address, hello).await {
+            Ok((peer, seen)) => {
+                let peer = Arc::new(peer);
+                let introduced = Told::Introduced { id, control: peer.control, seen };
+                if told.send(introduced).await.is_err() {
+                    return;
+                }
+                tracing::info!(peer = %peer.peer.id, node = peer.name, zone = peer.zone, address = %peer.control, "peer connected");
+                let ended = link::run(stream, Arc::clone(&peer), links, stop).await;
+                tracing::info!(peer = %peer.peer.id, node = peer.name, reason = ended.as_ref().err().map(|e| e.to_string()), "peer gone");
+                ended
             }
-            tracing::info!(peer = %peer.peer.id, node = peer.name, zone = peer.zone, address = %peer.control, "peer connected");
-            let ended = link::run(stream, Arc::clone(&peer), links, stop).await;
-            tracing::info!(peer = %peer.peer.id, node = peer.name, reason = ended.as_ref().err().map(|e| e.to_string()), "peer gone");
-            ended
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(peer = %id, error = %crate::chain(&error), "control stream ended");
         }
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ended {
-        tracing::debug!(peer = %id, error = %crate::chain(&error), "control stream ended");
+        let _ = told.send(Told::Ended { id }).await;
     }
-    let _ = told.send(Told::Ended { id }).await;
 }
 
 fn swarm(key: &ClusterKey, max_connections: usize) -> Result<libp2p::Swarm<Behaviour>, StartError> {

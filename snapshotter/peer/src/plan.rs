@@ -81,10 +81,12 @@ impl Plan {
         pieces: impl Fn(ContentId) -> Option<u32>,
     ) -> Vec<Change> {
         for fill in self.fills.values_mut() {
-            fill.active
-                .retain(|(content, range)| missing(*content, range).is_some_and(|missing| missing > 0));
-            let mut under_way: u32 =
-                fill.active.iter().filter_map(|(content, range)| missing(*content, range)).sum();
+            let mut under_way = 0;
+            fill.active.retain(|(content, range)| {
+                let missing = missing(*content, range).unwrap_or(0);
+                under_way += missing;
+                missing > 0
+            });
             while under_way < ACTIVE_PIECES && fill.active.len() < ACTIVE_PARTS {
                 let Some((content, range)) = fill.waiting.pop_front() else { break };
                 if let Some(more) = missing(content, &range).filter(|&more| more > 0) {

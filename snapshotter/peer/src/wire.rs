@@ -18,7 +18,7 @@ use crate::auth::RequestKey;
 /// The longest message in bytes: a bitmap of the largest file (2^22 pieces) is half of it.
 pub(crate) const MAX_FRAME_LEN: usize = 1 << 20;
 /// The longest name of a node or a zone in bytes, that of a DNS name.
-const MAX_NAME_LEN: usize = 253;
+pub const MAX_NAME_LEN: usize = 253;
 /// The most contents in an [`Message::Interest`]; more are told in several.
 pub(crate) const MAX_INTEREST: usize = 4096;
 /// The most members in a [`Message::Members`].
