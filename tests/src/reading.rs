@@ -90,6 +90,12 @@ impl Reading {
         self.files.iter().map(|file| (file.path.as_str(), file.size, file.sha256.as_str())).collect()
     }
 
+    /// [`Self::contents`] of the model; the index that the image adds is left out.
+    #[must_use]
+    pub fn model_files(&self) -> Vec<(&str, u64, &str)> {
+        self.contents().into_iter().filter(|(path, ..)| !path.starts_with(".towline/")).collect()
+    }
+
     /// From the start of the program to the last byte.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

@@ -1,6 +1,7 @@
 //! What every end-to-end run needs: its turn, its directory, a registry, the pod and pause images, and nodes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -8,9 +9,13 @@ use crate::cache;
 use crate::exclusive::Exclusive;
 use crate::image;
 use crate::node::{Node, Setup, Snapshotter};
-use crate::pod::{Spec, Volume, host_libraries};
+use crate::pod::{Pod, Spec, Volume, host_libraries};
+use crate::reading::Reading;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
+
+/// How long a pod that reads may take.
+const POD_LIMIT: Duration = Duration::from_secs(120);
 
 /// A run. Fields end in this order: the registry, the directory with all that is left in it, the turn.
 #[derive(Debug)]
@@ -82,6 +87,17 @@ impl Stage {
         let reference = self.registry.push(&layout, name).await?;
         std::fs::remove_dir_all(&dir)?;
         Ok(reference)
+    }
+
+    /// Runs a pod named `name` that reads all of an image volume, and removes it.
+    ///
+    /// # Errors
+    /// Where the pod does not start, fails, or takes longer than two minutes.
+    pub async fn read_in_pod(&self, node: &Node, name: &str, reference: &str) -> Result<Reading> {
+        let pod = Pod::run(node, &self.reader(name, reference, &[])?).await?;
+        let reading = Reading::parse(&pod.wait(POD_LIMIT).await?.success()?)?;
+        pod.remove().await?;
+        Ok(reading)
     }
 
     /// A pod that reads all of an image volume with `tl-reader`; its output is for [`crate::reading::Reading`].

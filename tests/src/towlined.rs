@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tokio::net::UnixStream;
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::cache;
 use crate::process::Daemon;
@@ -88,6 +89,23 @@ impl Towlined {
         self.http
     }
 
+    /// A metric without labels, as a number.
+    ///
+    /// # Errors
+    /// Where the daemon does not answer or has no such metric.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let mut stream = TcpStream::connect(self.http).await?;
+        let head = format!("GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.http);
+        stream.write_all(head.as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let (head, body) = text.split_once("\r\n\r\n").context("an HTTP answer")?;
+        ensure!(head.contains(" 200 "), "{head}");
+        let line = body.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+        let line = line.with_context(|| format!("no metric {name} in\n{body}"))?;
+        Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+    }
+
     /// Asks it to end and waits.
     ///
     /// # Errors
@@ -123,6 +141,16 @@ impl Towlined {
 /// # Errors
 /// Where there is none.
 pub fn free_port() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr()?)
+    free_ports().map(|[port]| port)
+}
+
+/// As [`free_port`], several that differ.
+///
+/// # Errors
+/// Where there are not so many.
+pub fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
+    let bind = || TcpListener::bind("127.0.0.1:0").context("find a free port");
+    let listeners: Vec<TcpListener> = (0..N).map(|_| bind()).collect::<Result<_>>()?;
+    let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?)).collect::<Result<Vec<_>>>()?;
+    Ok(ports.try_into().expect("as many as were bound"))
 }

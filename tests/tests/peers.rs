@@ -1,67 +1,41 @@
 //! Pods on two nodes, each with a containerd and a daemon of its own, start the same model at once.
 
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use towline_tests::convert::{convert, directory};
 use towline_tests::model::{Shape, synthetic};
 use towline_tests::node::{Node, Snapshotter};
-use towline_tests::pod::Pod;
 use towline_tests::process::until;
 use towline_tests::reading::Reading;
 use towline_tests::stage::{Stage, can_run};
+use towline_tests::towlined::free_ports;
 
 /// 168 MB in 3 shards.
 const SHARDS: Shape =
     Shape { name: "160mib", hidden: 1024, intermediate: 4096, vocab: 8192, layers: 4, shards: 3 };
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Two ports that nobody uses at the moment.
-fn free_ports() -> Result<[u16; 2]> {
-    let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
-}
-
-fn with_peers(key: &Path, name: &str, ports: [u16; 2], first: u16) -> Snapshotter {
+fn with_peers(key: &Path, name: &str, ports: [SocketAddr; 2], first: SocketAddr) -> Snapshotter {
     let [control, bulk] = ports;
     Snapshotter::Towline {
         extra: format!(
             "[fetch]\nread_timeout = '60s'\nfill_delay = '200ms'\n[peers]\ncluster_key_file = '{}'\nname = '{name}'\n\
-             listen = '127.0.0.1:{control}'\nbulk_listen = '127.0.0.1:{bulk}'\nbootstrap = ['127.0.0.1:{first}']\n",
+             listen = '{control}'\nbulk_listen = '{bulk}'\nbootstrap = ['{first}']\n",
             key.display()
         ),
     }
 }
 
 async fn metric(node: &Node, name: &str) -> Result<f64> {
-    let address = node.towlined().context("towlined runs")?.http();
-    let text = metrics(&address.to_string()).await?;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-    Ok(line.with_context(|| format!("no metric {name}"))?.rsplit(' ').next().unwrap_or_default().parse()?)
+    node.towlined().context("towlined runs")?.metric(name).await
 }
 
-async fn metrics(address: &str) -> Result<String> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    ensure!(text.contains(" 200 "), "{text}");
-    Ok(text)
-}
-
-async fn read_in_pod(stage: &Stage, node: &Node, reference: &str) -> Result<Reading> {
+async fn pull_and_read(stage: &Stage, node: &Node, reference: &str) -> Result<Reading> {
     node.cri().pull(reference).await?;
-    let pod = Pod::run(node, &stage.reader("reader", reference, &[])?).await?;
-    let reading = Reading::parse(&pod.wait(LIMIT).await?.success()?)?;
-    pod.remove().await?;
-    Ok(reading)
-}
-
-fn model_files(reading: &Reading) -> Vec<(&str, u64, &str)> {
-    reading.contents().into_iter().filter(|(path, ..)| !path.starts_with(".towline/")).collect()
+    stage.read_in_pod(node, "reader", reference).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,14 +60,14 @@ async fn pods_on_two_nodes_start_the_same_model_at_once_for_one_download() -> Re
 
     let mark = stage.registry.mark()?;
     let (one, other) = tokio::join!(
-        read_in_pod(&stage, &first, &image.reference),
-        read_in_pod(&stage, &second, &image.reference)
+        pull_and_read(&stage, &first, &image.reference),
+        pull_and_read(&stage, &second, &image.reference)
     );
     let (one, other) = (one?, other?);
-    assert_eq!(model_files(&one), model_files(&other));
+    assert_eq!(one.model_files(), other.model_files());
     let (bytes, served) = (image.bytes, stage.registry.served_since(mark)?.blob_bytes);
     let source = std::process::Command::new(env!("CARGO_BIN_EXE_tl-reader")).arg(&model).output()?;
-    assert_eq!(model_files(&one), Reading::parse(&String::from_utf8(source.stdout)?)?.contents());
+    assert_eq!(one.model_files(), Reading::parse(&String::from_utf8(source.stdout)?)?.contents());
     // Each node reads manifest, configuration and base layer for itself: that is before it knows what its peers have.
     let own = 2 * (image.layers[0].size + (64 << 10));
     assert!(

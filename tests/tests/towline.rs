@@ -27,11 +27,6 @@ fn read_here(dir: &Path) -> Result<Reading> {
     Reading::parse(&String::from_utf8(output.stdout)?)
 }
 
-/// Path, size and hash of every file of the model; the index that the image adds is left out.
-fn model_files(reading: &Reading) -> Vec<(&str, u64, &str)> {
-    reading.contents().into_iter().filter(|(path, ..)| !path.starts_with(".towline/")).collect()
-}
-
 async fn hub(dir: &Path) -> Result<Hub> {
     Hub::start(Config { models: [(MODEL.to_owned(), dir.to_path_buf())].into(), ..Config::default() }).await
 }
@@ -40,31 +35,8 @@ fn towline_node() -> Snapshotter {
     Snapshotter::Towline { extra: "[fetch]\nread_timeout = '10s'\nfill_delay = '200ms'\n".to_owned() }
 }
 
-async fn read_in_pod(stage: &Stage, node: &Node, name: &str, reference: &str) -> Result<Reading> {
-    let pod = Pod::run(node, &stage.reader(name, reference, &[])?).await?;
-    let reading = Reading::parse(&pod.wait(POD_LIMIT).await?.success()?)?;
-    pod.remove().await?;
-    Ok(reading)
-}
-
-/// One line of the daemon's metrics, as a number.
 async fn metric(node: &Node, name: &str) -> Result<f64> {
-    let address = node.towlined().context("towlined runs")?.http();
-    let text = tokio::task::spawn_blocking(move || http_get(&format!("{address}"), "/metrics")).await??;
-    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-    let line = line.with_context(|| format!("no metric {name} in\n{text}"))?;
-    Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
-}
-
-fn http_get(address: &str, path: &str) -> Result<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address)?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (head, body) = text.split_once("\r\n\r\n").context("an HTTP answer")?;
-    ensure!(head.contains(" 200 "), "{head}");
-    Ok(body.to_owned())
+    node.towlined().context("towlined runs")?.metric(name).await
 }
 
 async fn until_complete(node: &Node, models: f64) -> Result<()> {
@@ -103,7 +75,7 @@ async fn both_hubs_give_the_image_that_a_pod_reads_lazily() -> Result<()> {
 
     let node = stage.node("node", towline_node()).await?;
     let start = ColdStart::measure(&stage, &node, "cold", &from_hf.reference).await?;
-    assert_eq!(model_files(&start.reading), source.contents());
+    assert_eq!(start.reading.model_files(), source.contents());
     let (bytes, served) = (source.bytes(), start.served.blob_bytes);
     assert!(served < bytes + (128 << 10), "{served} bytes served for a model of {bytes}");
     assert!(start.pulled < start.running && start.running < start.first_byte);
@@ -111,15 +83,9 @@ async fn both_hubs_give_the_image_that_a_pod_reads_lazily() -> Result<()> {
     // Once complete, the next pod reads a plain directory; and the other hub's image needs nothing more.
     until_complete(&node, 1.0).await?;
     let mark = stage.registry.mark()?;
-    assert_eq!(
-        model_files(&read_in_pod(&stage, &node, "warm", &from_hf.reference).await?),
-        source.contents()
-    );
+    assert_eq!(stage.read_in_pod(&node, "warm", &from_hf.reference).await?.model_files(), source.contents());
     node.cri().pull(&from_ms.reference).await?;
-    assert_eq!(
-        model_files(&read_in_pod(&stage, &node, "same", &from_ms.reference).await?),
-        source.contents()
-    );
+    assert_eq!(stage.read_in_pod(&node, "same", &from_ms.reference).await?.model_files(), source.contents());
     until_complete(&node, 2.0).await?;
     let base = from_ms.layers[0].size;
     let served = stage.registry.served_since(mark)?.blob_bytes;
@@ -205,7 +171,7 @@ async fn the_image_is_a_plain_image_for_everybody_else() -> Result<()> {
     // Plain containerd with overlayfs.
     let node = stage.node("overlayfs", Snapshotter::Overlayfs).await?;
     node.cri().pull(&made.reference).await?;
-    assert_eq!(model_files(&read_in_pod(&stage, &node, "plain", &made.reference).await?), source.contents());
+    assert_eq!(stage.read_in_pod(&node, "plain", &made.reference).await?.model_files(), source.contents());
     node.stop().await?;
 
     // skopeo copies it, umoci unpacks it.
@@ -224,7 +190,7 @@ async fn the_image_is_a_plain_image_for_everybody_else() -> Result<()> {
         .arg(&bundle)
         .output()?;
     ensure!(unpack.status.success(), "umoci: {}", String::from_utf8_lossy(&unpack.stderr));
-    assert_eq!(model_files(&read_here(&bundle.join("rootfs"))?), source.contents());
+    assert_eq!(read_here(&bundle.join("rootfs"))?.model_files(), source.contents());
 
     // Python's tarfile reads the layers, and finds names, modes and times as docs/format.md says.
     let blobs: Vec<PathBuf> = made
@@ -294,8 +260,8 @@ async fn a_flipped_byte_is_never_seen() -> Result<()> {
 
     // Healed, the same node serves the right bytes without a restart.
     bench.origin.set(Faults::default());
-    let reading = read_in_pod(&bench.stage, &bench.node, "healed", &bench.reference).await?;
-    assert_eq!(model_files(&reading), bench.source.contents());
+    let reading = bench.stage.read_in_pod(&bench.node, "healed", &bench.reference).await?;
+    assert_eq!(reading.model_files(), bench.source.contents());
     bench.node.stop().await
 }
 
@@ -310,14 +276,14 @@ async fn a_complete_model_needs_neither_registry_nor_an_unbroken_daemon() -> Res
     bench
         .origin
         .set(Faults { refuse: Some(axum::http::StatusCode::SERVICE_UNAVAILABLE), ..Faults::default() });
-    let reading = read_in_pod(&bench.stage, &bench.node, "offline", &bench.reference).await?;
-    assert_eq!(model_files(&reading), bench.source.contents());
+    let reading = bench.stage.read_in_pod(&bench.node, "offline", &bench.reference).await?;
+    assert_eq!(reading.model_files(), bench.source.contents());
     let towlined = bench.node.towlined_mut().context("towlined runs")?;
     towlined.kill_and_restart(&bench.stage.scratch, "again").await?;
     until_reached(&bench.node).await?;
     until_complete(&bench.node, 1.0).await?;
-    let reading = read_in_pod(&bench.stage, &bench.node, "restarted", &bench.reference).await?;
-    assert_eq!(model_files(&reading), bench.source.contents());
+    let reading = bench.stage.read_in_pod(&bench.node, "restarted", &bench.reference).await?;
+    assert_eq!(reading.model_files(), bench.source.contents());
     bench.node.stop().await
 }
 
@@ -336,8 +302,8 @@ async fn a_restarted_daemon_goes_on_where_the_killed_one_was() -> Result<()> {
     towlined.kill_and_restart(&bench.stage.scratch, "again").await?;
     until_reached(&bench.node).await?;
     bench.origin.set(Faults::default());
-    let reading = read_in_pod(&bench.stage, &bench.node, "resumed", &bench.reference).await?;
-    assert_eq!(model_files(&reading), bench.source.contents());
+    let reading = bench.stage.read_in_pod(&bench.node, "resumed", &bench.reference).await?;
+    assert_eq!(reading.model_files(), bench.source.contents());
     bench.node.stop().await
 }
 
@@ -356,8 +322,8 @@ async fn a_registry_that_refuses_is_said_aloud_and_strict_fails_the_pull() -> Re
     // The same image is fine once the registry is.
     bench.origin.set(Faults::default());
     bench.node.cri().pull(&bench.reference).await?;
-    let reading = read_in_pod(&bench.stage, &bench.node, "after", &bench.reference).await?;
-    assert_eq!(model_files(&reading), bench.source.contents());
+    let reading = bench.stage.read_in_pod(&bench.node, "after", &bench.reference).await?;
+    assert_eq!(reading.model_files(), bench.source.contents());
     bench.node.stop().await
 }
 
@@ -390,7 +356,7 @@ async fn the_kubelet_runs_a_pod_with_a_model_in_an_image_volume() -> Result<()> 
     let kubelet = Kubelet::start(&stage.scratch, "kubelet", &node, None).await?;
     kubelet.run(&stage.reader("reads", &made.reference, &[])?)?;
     let exit = kubelet.wait("reads", POD_LIMIT).await?;
-    assert_eq!(model_files(&Reading::parse(&exit.success()?)?), source.contents());
+    assert_eq!(Reading::parse(&exit.success()?)?.model_files(), source.contents());
     assert!(metric(&node, "towline_layers_claimed_total").await? >= 4.0, "served lazily");
     kubelet.stop(Duration::from_secs(20)).await?;
     node.stop().await
