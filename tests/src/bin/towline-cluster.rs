@@ -1,5 +1,6 @@
 //! `towline-cluster`: nodes with shaped links on this machine, a scenario, and a table of what happened.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -42,9 +43,9 @@ struct Arguments {
     /// Where pieces may come from
     #[arg(long, value_enum, default_value = "swarm")]
     peers: Peers,
-    /// How often; medians are shown
-    #[arg(long, default_value_t = 1)]
-    runs: usize,
+    /// How often, medians are shown; once by default, and three times with --bench
+    #[arg(long)]
+    runs: Option<NonZeroUsize>,
     /// Print one JSON object per run instead of a table
     #[arg(long)]
     json: bool,
@@ -53,10 +54,15 @@ struct Arguments {
     logs: bool,
 }
 
+impl Arguments {
+    fn runs(&self) -> usize {
+        self.runs.map_or(if self.bench { 3 } else { 1 }, NonZeroUsize::get)
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    ensure!(arguments.runs > 0, "--runs must not be 0");
     tokio::select! {
         result = dispatch(&arguments) => result,
         // Everything that was started ends with the cluster.
@@ -83,7 +89,7 @@ async fn dispatch(arguments: &Arguments) -> Result<()> {
         let entry = catalog::find(name).with_context(|| format!("no scenario {name}: see --list"))?;
         let scenario = prepared(entry, usize::from(arguments.nodes), arguments.peers, arguments);
         let label = format!("{name}, {} nodes, {}", arguments.nodes, legend(arguments.peers));
-        table.rows.push(row(&label, &vec![scenario; arguments.runs], arguments).await?);
+        table.rows.push(row(&label, &vec![scenario; arguments.runs()], arguments).await?);
     }
     if !arguments.json {
         println!("{table}\nmachine: {machine}");
@@ -121,8 +127,7 @@ fn promised(arguments: &Arguments) -> Vec<(String, Vec<Scenario>)> {
                     continue;
                 }
                 let label = format!("{nodes} nodes, {what}, {}", legend(peers));
-                let entries =
-                    (0..arguments.runs.max(3)).filter_map(|run| catalog::find(names[run % names.len()]));
+                let entries = (0..arguments.runs()).filter_map(|run| catalog::find(names[run % names.len()]));
                 let scenarios = entries.map(|entry| prepared(entry, nodes, peers, arguments)).collect();
                 rows.push((label, scenarios));
             }
