@@ -33,6 +33,9 @@ const MEET_LIMIT: Duration = Duration::from_secs(30);
 /// How often the run looks whether something has happened: 5 ms of a link of 200 Mb/s are 0.05 % of the smallest model.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// What the reader's node has received when the reader begins: the fill is at full speed then.
+const READ_FROM: f64 = 0.05;
+
 /// From the preparation of all starts to the first: all start within a few milliseconds of their time.
 const LEAD: Duration = Duration::from_millis(200);
 
@@ -288,6 +291,9 @@ impl<'a> Run<'a> {
         fs::create_dir_all(&mount)?;
         tokio::time::sleep_until(self.begin).await;
         node.driver().mount(&self.cluster.origin.reference(), &mount).await?;
+        let share = When::Received(Who::Node(node.index), READ_FROM);
+        let what = "the fill on the reader's node";
+        until(what, self.cluster.scenario.patience(), async || Ok(self.is_due(share)?.then_some(()))).await?;
         Ok(Some((Reader::start(&self.cluster.model, mount.clone(), node.root()), mount)))
     }
 
