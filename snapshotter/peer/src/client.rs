@@ -17,6 +17,7 @@ use crate::auth::PieceRequest;
 use crate::buffers::{Buffer, Buffers};
 use crate::directory::Connected;
 use crate::http::{Answer, BadHead, MAX_HEAD_LEN, read_answer, write_request};
+use crate::lowat::wake_at;
 
 /// Limit for connecting. Peers are near; who does not answer within it is better asked later.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -26,6 +27,8 @@ const IDLE_PER_PEER: usize = 16;
 const IDLE: usize = 512;
 /// How long an idle connection is kept; the server keeps it longer.
 const IDLE_TIME: Duration = Duration::from_secs(30);
+/// Bytes of a piece that wake the receiver: few wake-ups on fast links, and on one of 1 Mb/s still two a second.
+const WAKE_LEN: usize = 64 << 10;
 /// How often progress is told after the first byte.
 pub(crate) const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -172,15 +175,23 @@ async fn ask_on(
     if bytes.len() > len {
         return Err(BadHead("more than the piece came").into());
     }
+    let mut wakes_at = 1;
     while bytes.len() < len {
-        let missing = (len - bytes.len()) as u64;
-        if (&mut stream).take(missing).read_buf(bytes).await? == 0 {
+        let missing = len - bytes.len();
+        if wakes_at != missing.min(WAKE_LEN) {
+            wakes_at = missing.min(WAKE_LEN);
+            wake_at(&stream, wakes_at);
+        }
+        if (&mut stream).take(missing as u64).read_buf(bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         if told.elapsed() >= PROGRESS {
             progress();
             told = Instant::now();
         }
+    }
+    if wakes_at != 1 {
+        wake_at(&stream, 1);
     }
     pool.put(peer.peer.id, stream);
     Ok(buffer)

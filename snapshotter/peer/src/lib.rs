@@ -26,6 +26,7 @@ mod http;
 mod key;
 mod kubernetes;
 mod link;
+mod lowat;
 mod names;
 mod net;
 mod plan;

@@ -4,7 +4,7 @@
 //! says whether it was as it must be, [`report`] prints. The parts: [`network`] (namespaces, links, zones, partitions,
 //! loss), [`origin`] (a registry that counts and misbehaves), [`model`] (bytes no store has seen), [`node`] (a
 //! `towlined`), [`bound`] (the least time physics allows for the links of a scenario), [`cold`] (a reader meanwhile),
-//! [`stranger`] (somebody without the key), [`capture`] (a recorded link).
+//! [`stranger`] (somebody without the key), [`capture`] (a recorded link), [`warm`] (memory for all of it).
 //!
 //! Three meters must agree: what the origin says it sent, what its link says, and the hash of every node's result.
 
@@ -24,3 +24,4 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod stranger;
+pub mod warm;

@@ -22,7 +22,7 @@ use super::node::{Common, Driver, Fetched, Node, banned};
 use super::origin::{Origin, USER};
 use super::outcome::{NodeEnd, Outcome, Reads};
 use super::scenario::{Action, Event, Peers, Scenario, When, Who};
-use super::stranger;
+use super::{stranger, warm};
 use crate::exclusive::Exclusive;
 use crate::process::until;
 use crate::scratch::Scratch;
@@ -38,6 +38,8 @@ const READ_FROM: f64 = 0.05;
 
 /// From the preparation of all starts to the first: all start within a few milliseconds of their time.
 const LEAD: Duration = Duration::from_millis(200);
+/// Memory of a daemon and its sockets beside what it stores.
+const NODE_MEMORY: u64 = 128 << 20;
 
 /// A cluster. Fields end in this order: daemons, origin, links, the directory with all that is left, the turn.
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Cluster {
     /// Where a part is missing or fails.
     pub async fn build(scenario: &Scenario) -> Result<Self> {
         let turn = Exclusive::wait().await?;
+        warm_up(scenario)?;
         let scratch = Scratch::new()?;
         let model = Model::random(&scratch, scenario.model).await?;
         let network = Network::build(&scenario.plan())?;
@@ -419,6 +422,18 @@ fn common(scratch: &Scratch, origin: &Origin, scenario: &Scenario) -> Result<Com
         }
     };
     Ok(Common { origin: origin.host(), key, in_memory: fits_in_memory(scenario), credentials })
+}
+
+/// Takes from the host what the nodes will need.
+fn warm_up(scenario: &Scenario) -> Result<()> {
+    if !fits_in_memory(scenario) {
+        return Ok(());
+    }
+    let nodes = scenario.nodes as u64;
+    if let Some(took) = tokio::task::block_in_place(|| warm::keep(nodes * (scenario.model + NODE_MEMORY)))? {
+        eprintln!("  memory warmed up, {took:.1?} per GiB");
+    }
+    Ok(())
 }
 
 /// Whether all stores take less than half of the memory that is free.

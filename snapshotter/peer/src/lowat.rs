@@ -1,0 +1,52 @@
+//! How much must have arrived before a receiver is woken.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use tokio::net::TcpStream;
+
+/// Wakes the reader of a connection once so many bytes have arrived, or its end (`SO_RCVLOWAT`, socket(7)). 1 is what a
+/// connection begins with. More than the peer will send is waited for without end.
+///
+/// It only saves work, so a kernel that refuses is not complained about.
+#[expect(unsafe_code, reason = "neither the standard library nor rustix wraps SO_RCVLOWAT")]
+pub(crate) fn wake_at(stream: &TcpStream, bytes: usize) {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(1);
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the option is an int that outlives the call.
+    let _ = unsafe {
+        libc::setsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const bytes).cast(),
+            len,
+        )
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_sleeps_until_there_is_enough_or_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut reader = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut writer, _) = listener.accept().await.unwrap();
+        wake_at(&reader, 10);
+        let mut got = [0; 100];
+        writer.write_all(b"some").await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), reader.readable()).await.is_err());
+        writer.write_all(b" bytes").await.unwrap();
+        assert_eq!(reader.read(&mut got).await.unwrap(), 10);
+        writer.write_all(b"end").await.unwrap();
+        drop(writer);
+        assert_eq!(reader.read(&mut got).await.unwrap(), 3);
+        assert_eq!(reader.read(&mut got).await.unwrap(), 0);
+    }
+}
