@@ -17,7 +17,7 @@ use crate::auth::PieceRequest;
 use crate::buffers::{Buffer, Buffers};
 use crate::directory::Connected;
 use crate::http::{Answer, BadHead, MAX_HEAD_LEN, read_answer, write_request};
-use crate::lowat::wake_at;
+use crate::socket::wake_at;
 
 /// Limit for connecting. Peers are near; who does not answer within it is better asked later.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

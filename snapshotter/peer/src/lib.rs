@@ -26,12 +26,12 @@ mod http;
 mod key;
 mod kubernetes;
 mod link;
-mod lowat;
 mod names;
 mod net;
 mod plan;
 mod report;
 mod server;
+mod socket;
 mod wire;
 mod wishes;
 

@@ -25,6 +25,7 @@ use towline_swarm::{Refusal, UploadId};
 use crate::auth::PieceRequest;
 use crate::directory::{Connected, Directory};
 use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write_piece, write_refusal};
+use crate::socket::hold_at_most;
 
 /// Connections at once. A peer opens at most some 20 to one node.
 const MAX_CONNECTIONS: usize = 4096;
@@ -36,6 +37,9 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const STALL: Duration = Duration::from_secs(30);
 /// Bytes for one call of `sendfile`: few calls, and other tasks of the thread get their turn.
 const SEND_LEN: usize = 512 << 10;
+/// Bytes of a piece that the kernel holds and has not sent. With all it likes to take (megabytes), an upload counts as ended long
+/// before it is, and many more share the link than were decided.
+const HOLD_LEN: usize = 128 << 10;
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -109,6 +113,7 @@ impl Server {
 
     async fn requests(&self, stream: &mut TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        hold_at_most(stream, HOLD_LEN);
         let mut patience = HEAD_TIME;
         loop {
             let asked = match read_head(stream, patience).await? {

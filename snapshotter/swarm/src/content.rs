@@ -84,6 +84,8 @@ pub(crate) struct Content {
     /// The most pieces that anybody said to have seen in this zone.
     pub(crate) told: u32,
     pub(crate) owners: Owners,
+    /// When this node learned of each participant.
+    pub(crate) joined: IdMap<PeerId, Time>,
     /// Whether the membership was told at all, be it of nobody.
     pub(crate) introduced: bool,
     pub(crate) links: Vec<Link>,
@@ -115,8 +117,13 @@ pub(crate) struct Content {
     rate: f64,
     rate_at: Time,
     rate_known: u32,
+    /// When another piece last became known.
+    moved: Time,
     /// What part of the window is used, since the origin throttles.
     throttle: f64,
+    /// What the contents that this node fetches at the same time add to the rate, and what those before this one take of
+    /// the window that all have in common.
+    pub(crate) beside: (f64, u32),
     /// Spreads what nodes do at the same time: in 1.0..1.5, fixed.
     pub(crate) patience: f64,
 }
@@ -148,6 +155,7 @@ impl Content {
             copies: vec![0; pieces as usize],
             near: vec![0; pieces as usize],
             owners: Owners::new(id, pieces, limits.origin_run, me, limits.participants),
+            joined: IdMap::default(),
             introduced: false,
             links: Vec::new(),
             link_of: IdMap::default(),
@@ -166,7 +174,9 @@ impl Content {
             last_sent: Time::ZERO,
             rate: 0.0,
             rate_at: now,
+            moved: now,
             throttle: 1.0,
+            beside: (0.0, 0),
             patience,
         }
     }
@@ -179,6 +189,11 @@ impl Content {
             || self.fetching_changed
             || !self.parked.is_empty()
             || self.offers() > 0
+    }
+
+    /// When this node learned of a participant; now, if it did not.
+    pub(crate) fn joined(&self, peer: PeerId, now: Time) -> Time {
+        self.joined.get(&peer).copied().unwrap_or(now)
     }
 
     /// Whether there are others, and a link with none of them.
@@ -380,6 +395,9 @@ impl Content {
         let rate = f64::from(known.saturating_sub(self.rate_known)) / passed;
         let weight = (passed / window.as_secs_f64().max(0.1)).min(1.0);
         self.rate += weight * (rate - self.rate);
+        if known != self.rate_known {
+            self.moved = now;
+        }
         (self.rate_at, self.rate_known) = (now, known);
         self.throttle = (self.throttle + passed / THROTTLE_SECONDS).min(1.0);
     }
@@ -387,6 +405,16 @@ impl Content {
     /// Where not everybody links with everybody, news takes a second hop.
     pub(crate) fn window_time(&self, limits: &Limits) -> Duration {
         limits.window_time * if self.owners.near().len() > limits.links { 2 } else { 1 }
+    }
+
+    /// Pieces of it and of what is fetched before it that may be under way at the origin.
+    fn whole_window(&self, limits: &Limits) -> u32 {
+        let (least, most) = limits.window_first;
+        let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
+        let rate = self.rate + self.beside.0;
+        let window = (rate * self.window_time(limits).as_secs_f64()).ceil() as u32;
+        let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
+        (window as u32).max(1)
     }
 
     /// One past the last piece that its owner may fetch without being asked.
@@ -398,11 +426,26 @@ impl Content {
         if limits.strategy == Strategy::OwnerOnly {
             return self.pieces;
         }
-        let (least, most) = limits.window_first;
-        let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
-        let window = (self.rate * self.window_time(limits).as_secs_f64()).ceil() as u32;
-        let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
-        self.known().saturating_add((window as u32).max(1)).min(self.pieces)
+        let window = self.whole_window(limits).saturating_sub(self.beside.1);
+        self.known().saturating_add(window).min(self.pieces)
+    }
+
+    /// Pieces a second that become known, while this node wants more of it.
+    pub(crate) fn fetch_rate(&self) -> f64 {
+        if self.missing() > 0 { self.rate } else { 0.0 }
+    }
+
+    /// What it takes of the window: pieces that this node wants and nobody is known to have. Nothing, if none of them came for a
+    /// while: others shall not wait for what does not come.
+    pub(crate) fn takes(&self, limits: &Limits, now: Time) -> u32 {
+        let window = self.whole_window(limits).saturating_sub(self.beside.1);
+        let absent = self.missing().min(self.pieces - self.known());
+        if now.since(self.moved) > 2 * limits.takeover { 0 } else { absent.min(window) }
+    }
+
+    /// Pieces that this node wants and has not.
+    fn missing(&self) -> u32 {
+        self.open.count() + self.under_way.len() as u32
     }
 
     /// How long a piece has been due at its owner; starts counting at the first call.

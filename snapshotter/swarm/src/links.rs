@@ -29,6 +29,7 @@ impl Swarm {
             c.introduced = true;
             for &peer in peers.iter().filter(|peer| peer.id != me.id && !standing.is_banned(peer.id, now)) {
                 if c.owners.join(peer) {
+                    c.joined.entry(peer.id).or_insert(now);
                     c.judge(peer.id, Some(peer.zone != me.zone), standing.is_doubted(peer.id));
                     if !standing.is_doubted(peer.id) {
                         c.owners.set_denied(peer.id, false);
@@ -42,6 +43,7 @@ impl Swarm {
     pub(crate) fn left(&mut self, content: ContentId, peer: PeerId, now: Time, out: &mut Vec<Effect>) {
         self.with(content, |swarm, slot| {
             swarm.content(slot).owners.leave(peer);
+            swarm.content(slot).joined.remove(&peer);
             swarm.drop_link(slot, peer, false, now, out);
             swarm.cancel_all(Some(slot), peer, out);
             swarm.advance(slot, now, out);

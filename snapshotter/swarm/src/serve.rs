@@ -31,7 +31,8 @@ impl Swarm {
                 Ask::Owner { .. } => Class::Owner,
                 Ask::Holder => Class::Fill,
             };
-            self.line_up(Upload { id: upload, to: from, slot, piece, class, since: now }, out);
+            let joined = self.content(slot).joined(from, now);
+            self.line_up(Upload { id: upload, to: from, slot, piece, class, since: now, joined }, out);
             self.serve(now, out);
             return;
         }
@@ -81,7 +82,8 @@ impl Swarm {
         let Some(parked) = self.content(slot).parked.remove(&piece) else { return };
         for Parked { upload, from, urgent } in parked {
             let class = if urgent { Class::Urgent } else { Class::Owner };
-            self.line_up(Upload { id: upload, to: from, slot, piece, class, since: now }, out);
+            let joined = self.content(slot).joined(from, now);
+            self.line_up(Upload { id: upload, to: from, slot, piece, class, since: now, joined }, out);
         }
         self.serve(now, out);
     }

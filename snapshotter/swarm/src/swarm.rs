@@ -126,6 +126,7 @@ impl Swarm {
             Event::Fill { content, on } => {
                 self.with(content, |swarm, slot| {
                     swarm.content(slot).set_fill(on);
+                    swarm.share_window(now);
                     swarm.advance(slot, now, out);
                 });
             }
@@ -435,11 +436,9 @@ impl Swarm {
         self.give_up_stalled(now, out);
         self.rebalance(now, out);
         self.hedge(now, out);
+        self.share_window(now);
         let mut next = 0;
         while let Some(slot) = self.next_active(&mut next) {
-            let limits = self.limits;
-            let c = self.content(slot);
-            c.update_rate(now, c.window_time(&limits));
             self.seek_links(slot, now, out);
             self.drive_sources(slot, now, out);
             self.tell(slot, now, out);
@@ -449,6 +448,27 @@ impl Swarm {
         }
         self.pump(now, out);
         self.serve(now, out);
+    }
+}
+
+impl Swarm {
+    /// Contents have their window at the origin in common, the first the most of it: files of a model then come one after the
+    /// other, and not all of them slowly.
+    fn share_window(&mut self, now: Time) {
+        let limits = self.limits;
+        let slots: Vec<usize> = self.active.iter().copied().collect();
+        let mut rate = 0.0;
+        for &slot in &slots {
+            let c = self.content(slot);
+            c.update_rate(now, c.window_time(&limits));
+            rate += c.fetch_rate();
+        }
+        let mut taken = 0;
+        for &slot in &slots {
+            let c = self.content(slot);
+            c.beside = (rate - c.fetch_rate(), taken);
+            taken += c.takes(&limits, now);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who is served next: readers, then other zones and those who ask an owner, then the rarest piece.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use towline_artifact::PIECE_LEN;
@@ -26,6 +27,8 @@ pub(crate) struct Upload {
     pub(crate) piece: u32,
     pub(crate) class: Class,
     pub(crate) since: Time,
+    /// When this node learned that the receiver takes part.
+    pub(crate) joined: Time,
 }
 
 #[derive(Debug)]
@@ -50,6 +53,8 @@ const FRESH: u16 = 2;
 const FIRST: usize = 2;
 /// Uploads that end within this many seconds leave room for as many again: their number evens out.
 const BRIEF: f64 = 0.3;
+/// Who takes part for so much longer is served first.
+const WAVE: Duration = Duration::from_secs(2);
 /// A request that waited this long ranks with a reader's.
 const STARVED: Duration = Duration::from_secs(5);
 
@@ -127,8 +132,10 @@ impl Uploads {
             let starved = now.since(upload.since) >= STARVED;
             let class = if starved { Class::Urgent } else { upload.class };
             let active = self.per_peer.get(&upload.to).map_or(0, |counts| counts.1);
+            let behind = Reverse(now.since(upload.joined).as_secs() / WAVE.as_secs());
             (
                 class,
+                behind,
                 active,
                 self.copies(upload, rarity(upload.slot, upload.piece)).min(FRESH),
                 upload.since,
@@ -211,7 +218,15 @@ mod tests {
     use super::*;
 
     fn upload(id: u64, to: u64, piece: u32, class: Class) -> Upload {
-        Upload { id: UploadId(id), to: PeerId(to), slot: 0, piece, class, since: Time::ZERO }
+        Upload {
+            id: UploadId(id),
+            to: PeerId(to),
+            slot: 0,
+            piece,
+            class,
+            since: Time::ZERO,
+            joined: Time::ZERO,
+        }
     }
 
     fn order(uploads: &mut Uploads, limits: &Limits) -> Vec<u64> {
@@ -235,6 +250,24 @@ mod tests {
         }
         assert_eq!(order(&mut uploads, &limits), [4, 5, 2, 3, 1]);
         assert!(uploads.ended(UploadId(4), Time::ZERO) && !uploads.ended(UploadId(4), Time::ZERO));
+    }
+
+    #[test]
+    fn who_came_seconds_earlier_is_served_first_and_a_crowd_alike() {
+        let limits = Limits { uploads: 9, uploads_max: 9, ..Limits::default() };
+        let now = Time::from_micros(11_000_000);
+        for (joined, first) in [(100_000, 1), (7_000_000, 2)] {
+            let mut uploads = Uploads { sent: 100, ..Uploads::new() };
+            let late =
+                Upload { joined: Time::from_micros(joined), since: now, ..upload(1, 1, 0, Class::Fill) };
+            assert!(uploads.push(late, &limits));
+            assert!(uploads.push(Upload { since: now, ..upload(2, 2, 5, Class::Fill) }, &limits));
+            // The piece of the first is rarer.
+            assert_eq!(
+                uploads.next(now, &limits, |_, piece| piece as u16).map(|next| next.id.0),
+                Some(first)
+            );
+        }
     }
 
     #[test]

@@ -287,3 +287,52 @@ fn a_reader_s_piece_that_waits_for_the_fill_is_asked_for_anew() {
     node.apply(Event::Progress { request: again });
     assert!(node.demand(7).is_empty());
 }
+
+/// Asks to the origin for each of two contents.
+fn asked_of(effects: &[Effect], content: ContentId) -> Vec<(RequestId, std::ops::Range<u32>)> {
+    let asks = effects.iter().filter_map(|effect| match effect {
+        Effect::AskOrigin { request, content: of, pieces, .. } if *of == content => {
+            Some((*request, pieces.clone()))
+        }
+        _ => None,
+    });
+    asks.collect()
+}
+
+#[test]
+fn files_come_one_after_the_other_and_one_that_does_not_come_holds_up_nobody() {
+    let next = ContentId([4; 32]);
+    let me = Peer { id: ME, zone: Zone(0), weight: 1 };
+    let limits = Limits { origin_requests: 64, origin_run: 1, ..Limits::default() };
+    let start = || {
+        let mut node = Node { swarm: Swarm::new(me, limits, 5), now: Time::ZERO };
+        for content in [CONTENT, next] {
+            node.apply(Event::Add { content, have: Bitmap::new(32) });
+            node.apply(Event::Joined { content, peers: Vec::new() });
+        }
+        node.pass(600);
+        let mut effects = Vec::new();
+        for content in [CONTENT, next] {
+            effects.extend(node.apply(Event::Fill { content, on: true }));
+        }
+        effects.extend(node.pass(100));
+        (node, effects)
+    };
+    let (mut node, mut effects) = start();
+    let first = limits.window_first.0 as usize;
+    assert_eq!((asked_of(&effects, CONTENT).len(), asked_of(&effects, next).len()), (first, 0));
+    let mut of_next = 0;
+    for _ in 0..100 {
+        for (request, pieces) in asked_of(&std::mem::take(&mut effects), CONTENT) {
+            let event = Event::Verified { request, content: CONTENT, piece: pieces.start };
+            effects.extend(node.apply(event));
+        }
+        effects.extend(node.pass(100));
+        of_next += asked_of(&effects, next).len();
+    }
+    assert!(node.swarm.have(CONTENT).unwrap().is_full() && of_next >= first, "{of_next}");
+
+    let (mut node, _) = start();
+    assert!(asked_of(&node.pass(3000), next).is_empty());
+    assert!(!asked_of(&node.pass(2000), next).is_empty(), "the first does not come");
+}

@@ -1,4 +1,4 @@
-//! How much must have arrived before a receiver is woken.
+//! Options of sockets that neither the standard library nor rustix wraps.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -6,21 +6,24 @@ use tokio::net::TcpStream;
 
 /// Wakes the reader of a connection once so many bytes have arrived, or its end (`SO_RCVLOWAT`, socket(7)). 1 is what a
 /// connection begins with. More than the peer will send is waited for without end.
-///
-/// It only saves work, so a kernel that refuses is not complained about.
-#[expect(unsafe_code, reason = "neither the standard library nor rustix wraps SO_RCVLOWAT")]
 pub(crate) fn wake_at(stream: &TcpStream, bytes: usize) {
-    let bytes = libc::c_int::try_from(bytes).unwrap_or(1);
+    set(stream, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
+}
+
+/// Keeps at most about so many bytes in the kernel that have not left yet (`TCP_NOTSENT_LOWAT`, tcp(7)): without it the
+/// kernel takes megabytes, and what was written says little of what was sent.
+pub(crate) fn hold_at_most(stream: &TcpStream, bytes: usize) {
+    set(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes);
+}
+
+/// Sets an option that is an int. These options only save work, so a kernel that refuses is not complained about.
+#[expect(unsafe_code, reason = "neither the standard library nor rustix wraps these")]
+fn set(stream: &TcpStream, level: libc::c_int, option: libc::c_int, value: usize) {
+    let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
     let len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the option is an int that outlives the call.
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the value is an int that outlives the call.
     let _ = unsafe {
-        libc::setsockopt(
-            stream.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const bytes).cast(),
-            len,
-        )
+        libc::setsockopt(stream.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), len)
     };
 }
 
