@@ -16,6 +16,7 @@ use towline_swarm::{PeerId, Refusal};
 use crate::auth::PieceRequest;
 use crate::buffers::{Buffer, Buffers};
 use crate::directory::Connected;
+use crate::gate::Gate;
 use crate::http::{Answer, BadHead, MAX_HEAD_LEN, read_answer, write_request};
 use crate::socket::wake_at;
 
@@ -93,12 +94,12 @@ fn is_open(stream: &TcpStream) -> bool {
 }
 
 /// Asks `peer` for a piece, whose bytes in the file are `range`. `progress` is called at the first byte of it and then about once a
-/// second. The bytes are what the peer sent, unverified, as many as asked for.
+/// second. Unless the request is urgent it stands still while `gate` is closed. The bytes are what the peer sent, unverified, as many as asked for.
 ///
 /// # Errors
 /// [`AskError`]. Cancel-safe in the sense that dropping it gives the request up.
 pub(crate) async fn ask(
-    (pool, buffers): (&Pool, &Buffers),
+    (pool, buffers, gate): (&Pool, &Buffers, &Gate),
     peer: &Connected,
     mut request: PieceRequest,
     range: &Range<u64>,
@@ -106,7 +107,7 @@ pub(crate) async fn ask(
 ) -> Result<Buffer, AskError> {
     let id = peer.peer.id;
     if let Some(stream) = pool.take(id) {
-        match ask_on(stream, (pool, buffers), peer, &request, range, &mut progress).await {
+        match ask_on(stream, (pool, buffers, gate), peer, &request, range, &mut progress).await {
             // It was closed while it was idle; nothing of an answer came.
             Err(Tried::Unanswered(_)) => request.number = peer.numbers.next(),
             Err(Tried::Failed(error)) => return Err(error),
@@ -116,7 +117,7 @@ pub(crate) async fn ask(
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(peer.bulk)).await;
     let stream = connecting.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
-    match ask_on(stream, (pool, buffers), peer, &request, range, &mut progress).await {
+    match ask_on(stream, (pool, buffers, gate), peer, &request, range, &mut progress).await {
         Ok(bytes) => Ok(bytes),
         Err(Tried::Unanswered(error)) => Err(error.into()),
         Err(Tried::Failed(error)) => Err(error),
@@ -136,7 +137,7 @@ impl<E: Into<AskError>> From<E> for Tried {
 
 async fn ask_on(
     mut stream: TcpStream,
-    (pool, buffers): (&Pool, &Buffers),
+    (pool, buffers, gate): (&Pool, &Buffers, &Gate),
     peer: &Connected,
     request: &PieceRequest,
     range: &Range<u64>,
@@ -181,6 +182,9 @@ async fn ask_on(
         if wakes_at != missing.min(WAKE_LEN) {
             wakes_at = missing.min(WAKE_LEN);
             wake_at(&stream, wakes_at);
+        }
+        if !request.urgent {
+            gate.pass().await;
         }
         if (&mut stream).take(missing as u64).read_buf(bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());

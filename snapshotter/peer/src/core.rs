@@ -180,6 +180,7 @@ impl Core {
                 break;
             }
         }
+        self.fetcher.gate.set_closed(self.swarm.is_urgent(self.now()));
         self.lock_board().counts = self.swarm.counts();
     }
 
@@ -446,13 +447,14 @@ impl Core {
                 let task = self.tasks.spawn(Arc::clone(&self.fetcher).from_peer(fetch));
                 self.fetches.insert(request, task);
             }
-            Effect::AskOrigin { request, content, pieces, .. } => {
+            Effect::AskOrigin { request, content, pieces, urgent, .. } => {
                 let Some(handle) = self.contents.get(&content).and_then(Weak::upgrade) else {
                     let why = towline_swarm::OriginFailure::Broken;
                     self.queue.push_back(Event::OriginFailed { request, why });
                     return;
                 };
-                let task = self.tasks.spawn(Arc::clone(&self.fetcher).from_origin(request, handle, pieces));
+                let task =
+                    self.tasks.spawn(Arc::clone(&self.fetcher).from_origin(request, handle, pieces, urgent));
                 self.fetches.insert(request, task);
             }
             Effect::Cancel { request } => {

@@ -16,6 +16,7 @@ use crate::auth::PieceRequest;
 use crate::buffers::Buffers;
 use crate::client::{self, AskError, PROGRESS, Pool};
 use crate::directory::{Connected, Directory};
+use crate::gate::Gate;
 use crate::http::piece_range;
 
 /// How a request goes.
@@ -53,6 +54,8 @@ pub(crate) struct Fetcher {
     pub(crate) directory: Arc<Directory>,
     pub(crate) pool: Pool,
     pub(crate) buffers: Buffers,
+    /// Closed while a piece that a reader waits for is under way to this node.
+    pub(crate) gate: Gate,
     pub(crate) events: mpsc::Sender<FetchEvent>,
 }
 
@@ -76,7 +79,9 @@ impl Fetcher {
         let range = piece_range(piece, handle.content().len());
         // A full channel only means that the news comes with the next byte.
         let progress = || drop(self.events.try_send(FetchEvent::Progress { request }));
-        let why = match client::ask((&self.pool, &self.buffers), &peer, asked, &range, progress).await {
+        let why = match client::ask((&self.pool, &self.buffers, &self.gate), &peer, asked, &range, progress)
+            .await
+        {
             Ok(bytes) => {
                 self.directory.received(&peer, bytes.bytes.len() as u64);
                 let events = self.events.clone();
@@ -101,6 +106,7 @@ impl Fetcher {
         request: RequestId,
         handle: Arc<ContentHandle>,
         pieces: Range<u32>,
+        urgent: bool,
     ) {
         let (content, last) = (handle.content().id(), pieces.end - 1);
         let mut told = Instant::now();
@@ -114,7 +120,9 @@ impl Fetcher {
         let taken = move |index: PieceIndex, taken: &Result<bool, Corrupt>| {
             tell_taken(&events, request, (content, index.0), taken, index.0 == last);
         };
-        let error = match self.engine.fetch_from_origin(&handle, pieces, progress, taken).await {
+        let fetching = self.engine.fetch_from_origin(&handle, pieces, progress, taken);
+        let fetched = if urgent { fetching.await } else { self.gate.yielding(fetching).await };
+        let error = match fetched {
             Ok(()) => return handle.note_fetch(None),
             Err(error) => error,
         };

@@ -22,6 +22,7 @@ mod directory;
 mod fetch;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod gate;
 mod http;
 mod key;
 mod kubernetes;
@@ -52,6 +53,7 @@ use crate::client::Pool;
 use crate::core::{Board, Core, Inputs};
 use crate::directory::{Directory, swarm_id, zone_number};
 use crate::fetch::Fetcher;
+use crate::gate::Gate;
 use crate::net::{Command, Net};
 use crate::wire::Hello;
 use crate::wishes::Wishes;
@@ -195,6 +197,7 @@ impl PeerNetwork {
             directory: Arc::clone(&self.directory),
             pool: Pool::default(),
             buffers: Buffers::default(),
+            gate: Gate::default(),
             events: fetches_in,
         });
         let core = Core::new(

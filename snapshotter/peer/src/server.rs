@@ -24,6 +24,7 @@ use towline_swarm::{Refusal, UploadId};
 
 use crate::auth::PieceRequest;
 use crate::directory::{Connected, Directory};
+use crate::gate::Gate;
 use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write_piece, write_refusal};
 use crate::socket::hold_at_most;
 
@@ -66,7 +67,7 @@ pub(crate) async fn serve(
     events: mpsc::Sender<UploadEvent>,
     stop: CancellationToken,
 ) {
-    let server = Arc::new(Server { directory, events, next: AtomicU64::new(1) });
+    let server = Arc::new(Server { directory, events, next: AtomicU64::new(1), gate: Gate::default() });
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -96,6 +97,8 @@ struct Server {
     directory: Arc<Directory>,
     events: mpsc::Sender<UploadEvent>,
     next: AtomicU64,
+    /// Closed while a piece that a reader waits for is sent.
+    gate: Gate,
 }
 
 impl Server {
@@ -147,6 +150,7 @@ impl Server {
     async fn answer(&self, stream: &mut TcpStream, peer: &Connected, asked: Asked) -> io::Result<bool> {
         let upload = UploadId(self.next.fetch_add(1, Ordering::Relaxed));
         let (number, range) = (asked.request.number, asked.range);
+        let urgent = asked.request.urgent;
         let (verdict, waiting) = oneshot::channel();
         let requested = UploadEvent::Requested { upload, request: asked.request, verdict };
         if self.events.send(requested).await.is_err() {
@@ -171,11 +175,14 @@ impl Server {
                     return Ok(true);
                 }
                 let head = write_piece(number, &range, file_len, &peer.ours);
+                let closed = urgent.then(|| self.gate.close());
+                let gate = (!urgent).then_some(&self.gate);
                 send_head(stream, head.as_bytes()).await?;
                 match piece {
-                    PieceBytes::Memory(piece) => send_bytes(stream, piece.bytes()).await?,
-                    PieceBytes::File(file) => send_file(stream, file, range.clone()).await?,
+                    PieceBytes::Memory(piece) => send_bytes(stream, piece.bytes(), gate).await?,
+                    PieceBytes::File(file) => send_file(stream, file, range.clone(), gate).await?,
                 }
+                drop(closed);
                 self.directory.sent(peer, range.end - range.start);
                 Ok(true)
             }
@@ -242,8 +249,9 @@ async fn send_head(stream: &TcpStream, mut head: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn send_bytes(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn send_bytes(stream: &mut TcpStream, mut bytes: &[u8], gate: Option<&Gate>) -> io::Result<()> {
     while !bytes.is_empty() {
+        pass(gate).await;
         let part = &bytes[..bytes.len().min(SEND_LEN)];
         let sent = in_time(stream.write(part)).await?;
         bytes = &bytes[sent..];
@@ -251,11 +259,24 @@ async fn send_bytes(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> 
     Ok(())
 }
 
-async fn send_file(stream: &TcpStream, file: Arc<File>, range: Range<u64>) -> io::Result<()> {
+/// Stands still while `gate` is closed.
+async fn pass(gate: Option<&Gate>) {
+    if let Some(gate) = gate {
+        gate.pass().await;
+    }
+}
+
+async fn send_file(
+    stream: &TcpStream,
+    file: Arc<File>,
+    range: Range<u64>,
+    gate: Option<&Gate>,
+) -> io::Result<()> {
     let len = usize::try_from(range.end - range.start).expect("at most a piece");
     let file = into_page_cache(file, range.start, len).await?;
     let (mut at, mut missing) = (range.start, len);
     while missing > 0 {
+        pass(gate).await;
         let sent = stream.async_io(Interest::WRITABLE, || {
             Ok(rustix::fs::sendfile(stream.as_fd(), file.as_fd(), Some(&mut at), missing.min(SEND_LEN))?)
         });

@@ -28,6 +28,7 @@ impl Swarm {
     /// Asks peers for as much as the limits allow, readers' pieces first.
     pub(crate) fn pump(&mut self, now: Time, out: &mut Vec<Effect>) {
         for for_readers in [true, false] {
+            self.yields = !for_readers && self.is_urgent(now);
             let limit = self.request_limit(for_readers);
             let mut next = 0;
             while let Some(slot) = self.next_active(&mut next) {
@@ -128,7 +129,7 @@ impl Swarm {
         // From another zone only what this zone has it from this node for.
         let may = |piece: u32| !link.far || (piece < end && c.owners.owner(piece, 0) == me);
         let ahead = c.ahead.clone().find(|&piece| c.open.has(piece) && link.have.has(piece) && may(piece));
-        if ahead.is_some() {
+        if ahead.is_some() || self.yields {
             return ahead;
         }
         let front = self.rng.below(LOADER_BIAS) == 0;

@@ -268,6 +268,6 @@ impl Swarm {
             load: 1,
         };
         let request = self.launch(flight);
-        out.push(Effect::AskOrigin { request, content, pieces, deadline });
+        out.push(Effect::AskOrigin { request, content, pieces, urgent: pulled, deadline });
     }
 }

@@ -78,6 +78,8 @@ pub struct Swarm {
     pub(crate) denied_until: Option<Time>,
     /// Requests to peers that may be under way for what no reader waits for.
     pub(crate) depth: f64,
+    /// While a reader's piece is under way nothing new is asked for but readers' pieces and those ahead of them.
+    pub(crate) yields: bool,
     /// Pieces that had come from peers when `depth` was last worked out.
     pub(crate) adapted_at: u64,
     next_request: u64,
@@ -103,6 +105,7 @@ impl Swarm {
             peer_flights: 0,
             denied_until: None,
             depth: limits.requests.0 as f64,
+            yields: false,
             adapted_at: 0,
             next_request: 0,
             next_tick: Time::ZERO,
@@ -199,6 +202,15 @@ impl Swarm {
     #[must_use]
     pub fn under_way(&self) -> (usize, usize) {
         (self.peer_flights, self.origin.under_way)
+    }
+
+    /// Whether a piece that a reader waits for, here or at a peer that asked this node as its owner, is under way and should
+    /// not share the link with what nobody waits for. Only for a few seconds each: what does not come must not hold up the rest.
+    #[must_use]
+    pub fn is_urgent(&self, now: Time) -> bool {
+        self.flights
+            .values()
+            .any(|flight| flight.urgent && now.since(flight.sent) < self.limits.request_timeout)
     }
 
     /// Links of a content.
