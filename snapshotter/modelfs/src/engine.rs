@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -73,12 +73,30 @@ pub struct EngineStats {
     pub timed_out_reads: AtomicU64,
 }
 
+/// A read that waits, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A content that can be read and fetched.
 #[derive(Debug)]
 pub struct ContentHandle {
     slot: Slot,
     content: Arc<Content>,
     arrived: Notify,
+    /// Reads that wait for pieces.
+    waiting: AtomicUsize,
     fetched_bytes: AtomicU64,
     peer_bytes: AtomicU64,
     /// Whether the network brings its pieces, not the schedule.
@@ -229,6 +247,7 @@ impl Engine {
                 slot,
                 content: Arc::clone(&content),
                 arrived: Notify::new(),
+                waiting: AtomicUsize::new(0),
                 fetched_bytes: AtomicU64::new(0),
                 peer_bytes: AtomicU64::new(0),
                 networked,
@@ -374,6 +393,10 @@ impl Engine {
         handle.touched.get_or_init(|| started);
         let deadline = tokio::time::sleep(self.options.read_timeout);
         tokio::pin!(deadline);
+        if let Some(result) = self.try_read(handle, offset, len) {
+            return result;
+        }
+        let _waiting = Waiting::new(&handle.waiting);
         loop {
             let arrived = handle.arrived.notified();
             tokio::pin!(arrived);
@@ -583,9 +606,19 @@ impl Engine {
             self.stats.peer_bytes.fetch_add(len, Ordering::Relaxed);
             handle.peer_bytes.fetch_add(len, Ordering::Relaxed);
         }
-        lock(&self.cache).insert(handle.slot, piece.clone());
-        handle.arrived.notify_waiters();
+        // Readers have a piece before the disk has it. Others are not kept in memory when the disk has them.
+        let waited = handle.waiting.load(Ordering::SeqCst) > 0;
+        if waited {
+            lock(&self.cache).insert(handle.slot, piece.clone());
+            handle.arrived.notify_waiters();
+        }
         let stored = self.store_piece(handle, &piece);
+        if !waited {
+            if !stored {
+                lock(&self.cache).insert(handle.slot, piece.clone());
+            }
+            handle.arrived.notify_waiters();
+        }
         lock(&self.state).schedule.delivered(handle.slot, piece.index().0, stored);
         Ok(stored)
     }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -38,9 +38,11 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const STALL: Duration = Duration::from_secs(30);
 /// Bytes for one call of `sendfile`: few calls, and other tasks of the thread get their turn.
 const SEND_LEN: usize = 512 << 10;
-/// Bytes of a piece that the kernel holds and has not sent. With all it likes to take (megabytes), an upload counts as ended long
-/// before it is, and many more share the link than were decided.
-const HOLD_LEN: usize = 128 << 10;
+/// Bytes of a piece that the kernel holds and has not sent: what goes out in this time, within bounds. With all it likes to take
+/// (megabytes), an upload counts as ended long before it is, and many more share the link than were decided; with little,
+/// fast links cost many wake-ups.
+const HOLD_TIME: Duration = Duration::from_millis(20);
+const HOLD_LEN: (usize, usize) = (128 << 10, 4 << 20);
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -116,7 +118,8 @@ impl Server {
 
     async fn requests(&self, stream: &mut TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        hold_at_most(stream, HOLD_LEN);
+        let mut held = HOLD_LEN.0;
+        hold_at_most(stream, held);
         let mut patience = HEAD_TIME;
         loop {
             let asked = match read_head(stream, patience).await? {
@@ -132,8 +135,11 @@ impl Server {
                 self.directory.strangers.fetch_add(1, Ordering::Relaxed);
                 return stream.write_all(write_error(401).as_bytes()).await;
             };
-            if !self.answer(stream, &peer, asked).await? {
-                return Ok(());
+            let Some(rate) = self.answer(stream, &peer, asked).await? else { return Ok(()) };
+            let hold = hold_len(rate);
+            if hold > 2 * held || 2 * hold < held {
+                held = hold;
+                hold_at_most(stream, held);
             }
             patience = IDLE_TIME;
         }
@@ -146,15 +152,20 @@ impl Server {
         (proven && peer.taken.take(asked.request.number)).then_some(peer)
     }
 
-    /// Whether the connection can go on.
-    async fn answer(&self, stream: &mut TcpStream, peer: &Connected, asked: Asked) -> io::Result<bool> {
+    /// Bytes a second that went out, zero for a refusal; none if the connection cannot go on.
+    async fn answer(
+        &self,
+        stream: &mut TcpStream,
+        peer: &Connected,
+        asked: Asked,
+    ) -> io::Result<Option<f64>> {
         let upload = UploadId(self.next.fetch_add(1, Ordering::Relaxed));
         let (number, range) = (asked.request.number, asked.range);
         let urgent = asked.request.urgent;
         let (verdict, waiting) = oneshot::channel();
         let requested = UploadEvent::Requested { upload, request: asked.request, verdict };
         if self.events.send(requested).await.is_err() {
-            return Ok(false);
+            return Ok(None);
         }
         // Ended also when this future is dropped, or its place in the line would stay taken.
         let _ended = Ended { upload, events: &self.events };
@@ -163,7 +174,7 @@ impl Server {
             biased;
             verdict = waiting => verdict,
             // The peer gave up, or sends what it must not send now.
-            _ = stream.peek(&mut early) => return Ok(false),
+            _ = stream.peek(&mut early) => return Ok(None),
         };
         match verdict {
             Ok(Verdict::Send { piece, file_len }) => {
@@ -172,9 +183,10 @@ impl Server {
                 {
                     let refusal = write_refusal(number, Refusal::NotHere, &peer.ours);
                     stream.write_all(refusal.as_bytes()).await?;
-                    return Ok(true);
+                    return Ok(Some(0.0));
                 }
                 let head = write_piece(number, &range, file_len, &peer.ours);
+                let started = Instant::now();
                 let closed = urgent.then(|| self.gate.close());
                 let gate = (!urgent).then_some(&self.gate);
                 send_head(stream, head.as_bytes()).await?;
@@ -184,13 +196,13 @@ impl Server {
                 }
                 drop(closed);
                 self.directory.sent(peer, range.end - range.start);
-                Ok(true)
+                Ok(Some((range.end - range.start) as f64 / started.elapsed().as_secs_f64()))
             }
             Ok(Verdict::Refuse(why)) => {
                 stream.write_all(write_refusal(number, why, &peer.ours).as_bytes()).await?;
-                Ok(true)
+                Ok(Some(0.0))
             }
-            Err(_) => Ok(false),
+            Err(_) => Ok(None),
         }
     }
 }
@@ -235,6 +247,11 @@ async fn read_head(stream: &mut TcpStream, patience: Duration) -> io::Result<Res
             done => return Ok(done),
         }
     }
+}
+
+/// What the kernel should hold of an upload at `rate` bytes a second.
+fn hold_len(rate: f64) -> usize {
+    ((rate * HOLD_TIME.as_secs_f64()) as usize).clamp(HOLD_LEN.0, HOLD_LEN.1)
 }
 
 /// Sends a head so that it leaves together with what follows.
