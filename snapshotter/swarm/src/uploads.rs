@@ -55,6 +55,8 @@ const FIRST: usize = 2;
 const BRIEF: f64 = 0.3;
 /// Who takes part for so much longer is served first.
 const WAVE: Duration = Duration::from_secs(2);
+/// But only for the first places that it has at once, for it may not be honest.
+const SENIOR_PLACES: usize = 2;
 /// A request that waited this long ranks with a reader's.
 const STARVED: Duration = Duration::from_secs(5);
 
@@ -135,6 +137,7 @@ impl Uploads {
             let behind = Reverse(now.since(upload.joined).as_secs() / WAVE.as_secs());
             (
                 class,
+                active >= SENIOR_PLACES,
                 behind,
                 active,
                 self.copies(upload, rarity(upload.slot, upload.piece)).min(FRESH),
@@ -268,6 +271,20 @@ mod tests {
                 Some(first)
             );
         }
+    }
+
+    #[test]
+    fn who_came_earlier_does_not_take_every_place() {
+        let limits = Limits { uploads: 9, uploads_max: 9, ..Limits::default() };
+        let now = Time::from_micros(11_000_000);
+        let mut uploads = Uploads { sent: 100, ..Uploads::new() };
+        (1..5).for_each(|id| {
+            assert!(uploads.push(Upload { since: now, ..upload(id, 1, 0, Class::Fill) }, &limits));
+        });
+        let late = Upload { joined: now, since: now, ..upload(9, 2, 0, Class::Fill) };
+        assert!(uploads.push(late, &limits));
+        let served = std::iter::from_fn(|| uploads.next(now, &limits, |_, _| 0)).map(|next| next.id.0);
+        assert_eq!(served.collect::<Vec<_>>(), [1, 2, 9, 3, 4]);
     }
 
     #[test]
