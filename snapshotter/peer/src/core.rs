@@ -447,14 +447,13 @@ impl Core {
                 let task = self.tasks.spawn(Arc::clone(&self.fetcher).from_peer(fetch));
                 self.fetches.insert(request, task);
             }
-            Effect::AskOrigin { request, content, pieces, urgent, .. } => {
+            Effect::AskOrigin { request, content, pieces, .. } => {
                 let Some(handle) = self.contents.get(&content).and_then(Weak::upgrade) else {
                     let why = towline_swarm::OriginFailure::Broken;
                     self.queue.push_back(Event::OriginFailed { request, why });
                     return;
                 };
-                let task =
-                    self.tasks.spawn(Arc::clone(&self.fetcher).from_origin(request, handle, pieces, urgent));
+                let task = self.tasks.spawn(Arc::clone(&self.fetcher).from_origin(request, handle, pieces));
                 self.fetches.insert(request, task);
             }
             Effect::Cancel { request } => {

@@ -106,7 +106,6 @@ impl Fetcher {
         request: RequestId,
         handle: Arc<ContentHandle>,
         pieces: Range<u32>,
-        urgent: bool,
     ) {
         let (content, last) = (handle.content().id(), pieces.end - 1);
         let mut told = Instant::now();
@@ -120,9 +119,7 @@ impl Fetcher {
         let taken = move |index: PieceIndex, taken: &Result<bool, Corrupt>| {
             tell_taken(&events, request, (content, index.0), taken, index.0 == last);
         };
-        let fetching = self.engine.fetch_from_origin(&handle, pieces, progress, taken);
-        let fetched = if urgent { fetching.await } else { self.gate.yielding(fetching).await };
-        let error = match fetched {
+        let error = match self.engine.fetch_from_origin(&handle, pieces, progress, taken).await {
             Ok(()) => return handle.note_fetch(None),
             Err(error) => error,
         };

@@ -38,20 +38,6 @@ impl Gate {
             let _ = tokio::time::timeout(PAUSE, self.0.subscribe().wait_for(|urgent| *urgent == 0)).await;
         }
     }
-
-    /// Runs `work`, which stands still while something urgent moves: it takes a step at the end of each pause.
-    pub(crate) async fn yielding<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            self.pass().await;
-            let mut urgent = self.0.subscribe();
-            tokio::select! {
-                biased;
-                done = &mut work => return done,
-                _ = urgent.wait_for(|urgent| *urgent > 0) => {}
-            }
-        }
-    }
 }
 
 /// See [`Gate::close`].
@@ -87,30 +73,5 @@ mod tests {
             gate.pass().await;
         };
         tokio::time::timeout(PAUSE / 2, last).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn work_stands_still_but_for_a_step_at_a_time() {
-        let gate = Gate::default();
-        let steps = std::cell::Cell::new(0);
-        let work = gate.yielding(async {
-            while steps.get() < 100 {
-                steps.set(steps.get() + 1);
-                tokio::task::yield_now().await;
-            }
-        });
-        let other = async {
-            while steps.get() < 10 {
-                tokio::task::yield_now().await;
-            }
-            let closed = gate.close();
-            tokio::time::sleep(PAUSE * 5 / 2).await;
-            let while_closed = steps.get();
-            drop(closed);
-            while_closed
-        };
-        let ((), while_closed) = tokio::join!(work, other);
-        assert!((11..20).contains(&while_closed), "{while_closed}");
-        assert_eq!(steps.get(), 100);
     }
 }

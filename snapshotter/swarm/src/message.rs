@@ -247,8 +247,6 @@ pub enum Effect {
         content: ContentId,
         /// Half-open, not empty.
         pieces: Range<u32>,
-        /// Whether a reader or a peer waits for it.
-        urgent: bool,
         /// When it will be cancelled, unless bytes arrive.
         deadline: Time,
     },

@@ -160,8 +160,18 @@ impl Swarm {
         let (deadline, target) = (now + patience, Target::Peer(to, ask));
         let pieces = piece..piece + 1;
         let moving = false;
-        let request =
-            self.launch(Flight { slot, pieces, target, urgent, sent: now, deadline, patience, moving, load });
+        let request = self.launch(Flight {
+            slot,
+            pieces,
+            target,
+            urgent,
+            born_urgent: urgent,
+            sent: now,
+            deadline,
+            patience,
+            moving,
+            load,
+        });
         let content = self.content(slot).id;
         out.push(Effect::Request { request, to, content, piece, ask, urgent, deadline });
     }

@@ -261,6 +261,7 @@ impl Swarm {
             pieces: pieces.clone(),
             target: Target::Origin,
             urgent: pulled,
+            born_urgent: pulled,
             sent: now,
             deadline,
             patience,
@@ -268,6 +269,6 @@ impl Swarm {
             load: 1,
         };
         let request = self.launch(flight);
-        out.push(Effect::AskOrigin { request, content, pieces, urgent: pulled, deadline });
+        out.push(Effect::AskOrigin { request, content, pieces, deadline });
     }
 }

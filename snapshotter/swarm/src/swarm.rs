@@ -28,6 +28,8 @@ pub(crate) struct Flight {
     pub(crate) pieces: Range<u32>,
     pub(crate) target: Target,
     pub(crate) urgent: bool,
+    /// Whether it was so from the beginning: only then do all who bring it know.
+    pub(crate) born_urgent: bool,
     /// When it was asked, or when its last piece came.
     pub(crate) sent: Time,
     pub(crate) deadline: Time,
@@ -210,7 +212,7 @@ impl Swarm {
     pub fn is_urgent(&self, now: Time) -> bool {
         self.flights
             .values()
-            .any(|flight| flight.urgent && now.since(flight.sent) < self.limits.request_timeout)
+            .any(|flight| flight.born_urgent && now.since(flight.sent) < self.limits.request_timeout)
     }
 
     /// Links of a content.

@@ -137,9 +137,10 @@ fn messages_that_wait_behind_pieces_cost_little() {
 
 #[test]
 fn readers_wait_for_a_few_pieces_at_most() {
+    // The node that reads asks for nothing else meanwhile, so it is ready later than the others.
     for yields in [false, true] {
         let reads = Some(Duration::from_millis(700));
-        for report in check(&Scenario { reads, yields, ..small(16, 1000.0) }, 1.1, 1.35) {
+        for report in check(&Scenario { reads, yields, ..small(16, 1000.0) }, 1.1, 1.5) {
             assert!(
                 report.reads.len() >= 10 && report.read(0.95) <= if yields { 9.0 } else { 14.0 },
                 "{report}"
