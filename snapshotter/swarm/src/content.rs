@@ -407,14 +407,14 @@ impl Content {
         limits.window_time * if self.owners.near().len() > limits.links { 2 } else { 1 }
     }
 
-    /// Pieces of it and of what is fetched before it that may be under way at the origin.
-    fn whole_window(&self, limits: &Limits) -> u32 {
+    /// Pieces of it that may be under way at the origin: what those fetched before it leave of the window of all.
+    fn window(&self, limits: &Limits) -> u32 {
         let (least, most) = limits.window_first;
         let first = ((self.owners.near().len() / 16) as u32).clamp(least, most.max(least));
         let rate = self.rate + self.beside.0;
         let window = (rate * self.window_time(limits).as_secs_f64()).ceil() as u32;
         let window = f64::from(window.max(first).min(limits.window_max)) * self.throttle;
-        (window as u32).max(1)
+        (window as u32).max(1).saturating_sub(self.beside.1)
     }
 
     /// One past the last piece that its owner may fetch without being asked.
@@ -426,8 +426,7 @@ impl Content {
         if limits.strategy == Strategy::OwnerOnly {
             return self.pieces;
         }
-        let window = self.whole_window(limits).saturating_sub(self.beside.1);
-        self.known().saturating_add(window).min(self.pieces)
+        self.known().saturating_add(self.window(limits)).min(self.pieces)
     }
 
     /// Pieces a second that become known, while this node wants more of it.
@@ -438,9 +437,8 @@ impl Content {
     /// What it takes of the window: pieces that this node wants and nobody is known to have. Nothing, if none of them came for a
     /// while: others shall not wait for what does not come.
     pub(crate) fn takes(&self, limits: &Limits, now: Time) -> u32 {
-        let window = self.whole_window(limits).saturating_sub(self.beside.1);
         let absent = self.missing().min(self.pieces - self.known());
-        if now.since(self.moved) > 2 * limits.takeover { 0 } else { absent.min(window) }
+        if now.since(self.moved) > 2 * limits.takeover { 0 } else { absent.min(self.window(limits)) }
     }
 
     /// Pieces that this node wants and has not.

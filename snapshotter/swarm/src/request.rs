@@ -28,7 +28,8 @@ impl Swarm {
     /// Asks peers for as much as the limits allow, readers' pieces first.
     pub(crate) fn pump(&mut self, now: Time, out: &mut Vec<Effect>) {
         for for_readers in [true, false] {
-            self.yields = !for_readers && self.is_urgent(now);
+            // While a reader's piece is under way nothing new is asked for but readers' pieces and those ahead of them.
+            let yields = !for_readers && self.is_urgent(now);
             let limit = self.request_limit(for_readers);
             let mut next = 0;
             while let Some(slot) = self.next_active(&mut next) {
@@ -41,7 +42,7 @@ impl Swarm {
                     self.ask_owners(slot, for_readers, now, out);
                 } else if c.open.count() > 0 && !c.links.is_empty() && (!for_readers || !c.demand.is_empty())
                 {
-                    self.pump_content(slot, for_readers, now, out);
+                    self.pump_content(slot, (for_readers, yields), now, out);
                 }
             }
         }
@@ -80,7 +81,13 @@ impl Swarm {
         depth.max(self.limits.requests_per_peer) + usize::from(for_readers)
     }
 
-    fn pump_content(&mut self, slot: usize, for_readers: bool, now: Time, out: &mut Vec<Effect>) {
+    fn pump_content(
+        &mut self,
+        slot: usize,
+        (for_readers, yields): (bool, bool),
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
         let limit = self.request_limit(for_readers);
         let mut order: Vec<(f64, usize)> = Vec::with_capacity(self.limits.links);
         let Some(c) = &self.contents[slot] else { return };
@@ -99,7 +106,7 @@ impl Swarm {
                 }
                 let peer = self.content(slot).links[at].peer;
                 if self.has_room(peer, for_readers, now)
-                    && let Some(piece) = self.pick(slot, at, for_readers)
+                    && let Some(piece) = self.pick(slot, at, (for_readers, yields))
                 {
                     self.ask_peer(slot, piece, peer, Ask::Holder, for_readers, now, out);
                     asked = true;
@@ -117,7 +124,7 @@ impl Swarm {
     }
 
     /// The piece to ask of a link next.
-    fn pick(&mut self, slot: usize, at: usize, for_readers: bool) -> Option<u32> {
+    fn pick(&mut self, slot: usize, at: usize, (for_readers, yields): (bool, bool)) -> Option<u32> {
         let c = self.contents[slot].as_ref()?;
         let link = &c.links[at];
         if for_readers {
@@ -129,7 +136,7 @@ impl Swarm {
         // From another zone only what this zone has it from this node for.
         let may = |piece: u32| !link.far || (piece < end && c.owners.owner(piece, 0) == me);
         let ahead = c.ahead.clone().find(|&piece| c.open.has(piece) && link.have.has(piece) && may(piece));
-        if ahead.is_some() || self.yields {
+        if ahead.is_some() || yields {
             return ahead;
         }
         let front = self.rng.below(LOADER_BIAS) == 0;

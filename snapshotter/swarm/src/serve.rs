@@ -31,8 +31,7 @@ impl Swarm {
                 Ask::Owner { .. } => Class::Owner,
                 Ask::Holder => Class::Fill,
             };
-            let joined = self.content(slot).joined(from, now);
-            self.line_up(Upload { id: upload, to: from, slot, piece, class, since: now, joined }, out);
+            self.line_up((upload, from, slot, piece), class, now, out);
             self.serve(now, out);
             return;
         }
@@ -82,8 +81,7 @@ impl Swarm {
         let Some(parked) = self.content(slot).parked.remove(&piece) else { return };
         for Parked { upload, from, urgent } in parked {
             let class = if urgent { Class::Urgent } else { Class::Owner };
-            let joined = self.content(slot).joined(from, now);
-            self.line_up(Upload { id: upload, to: from, slot, piece, class, since: now, joined }, out);
+            self.line_up((upload, from, slot, piece), class, now, out);
         }
         self.serve(now, out);
     }
@@ -99,9 +97,17 @@ impl Swarm {
         }
     }
 
-    fn line_up(&mut self, upload: Upload, out: &mut Vec<Effect>) {
+    fn line_up(
+        &mut self,
+        (id, to, slot, piece): (UploadId, PeerId, usize, u32),
+        class: Class,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
+        let joined = self.content(slot).joined(to, now);
+        let upload = Upload { id, to, slot, piece, class, since: now, joined };
         if !self.uploads.push(upload, &self.limits) {
-            out.push(Effect::Refuse { upload: upload.id, to: upload.to, why: Refusal::Busy });
+            out.push(Effect::Refuse { upload: id, to, why: Refusal::Busy });
         }
     }
 

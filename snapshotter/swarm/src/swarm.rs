@@ -80,8 +80,6 @@ pub struct Swarm {
     pub(crate) denied_until: Option<Time>,
     /// Requests to peers that may be under way for what no reader waits for.
     pub(crate) depth: f64,
-    /// While a reader's piece is under way nothing new is asked for but readers' pieces and those ahead of them.
-    pub(crate) yields: bool,
     /// Pieces that had come from peers when `depth` was last worked out.
     pub(crate) adapted_at: u64,
     next_request: u64,
@@ -107,7 +105,6 @@ impl Swarm {
             peer_flights: 0,
             denied_until: None,
             depth: limits.requests.0 as f64,
-            yields: false,
             adapted_at: 0,
             next_request: 0,
             next_tick: Time::ZERO,
@@ -463,9 +460,7 @@ impl Swarm {
         self.pump(now, out);
         self.serve(now, out);
     }
-}
 
-impl Swarm {
     /// Contents have their window at the origin in common, the first the most of it: files of a model then come one after the
     /// other, and not all of them slowly.
     fn share_window(&mut self, now: Time) {
