@@ -35,10 +35,11 @@ cluster: ## One scenario on nodes with shaped links, beside the physical bound (
 	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
 	@target/release/towline-cluster $(SCENARIO) --nodes $(NODES)
 
-bench-cluster: ## Everything that is promised of a cluster, median of 3, beside every node from the origin and owners only
+bench-cluster: ## Everything that is promised of a cluster, median of 3, beside every node from the origin and owners only; the data plane first
 	@tests/setup.sh cluster
 	$(CARGO) build --release --locked -p towline -p towlined -p towline-tests --bins
-	@target/release/towline-cluster --bench --runs 3
+	@target/release/towline-data-plane
+	@target/release/towline-cluster --bench
 
 fuzz: ## Every parser of foreign bytes under libFuzzer, SECONDS_EACH=20 each; needs a nightly compiler, installs cargo-fuzz if missing
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz

@@ -1,8 +1,8 @@
 //! How fast one node serves another on loopback, beside the least that any data plane does: `sendfile` to a receiver that hashes.
 //!
-//! `data_plane [--mib N] [--dir DIR] [--rounds N]` prints one line per round and the medians. Each side is a process of its own, so
-//! that its processor time can be told. The nodes are whole ones: store, engine, decisions, authentication; the receiver
-//! verifies every piece and writes it into its store below DIR (a tmpfs shows the data plane alone).
+//! Each side is a process of its own, so that its processor time can be told. The nodes are whole ones: store, engine,
+//! decisions, authentication; the receiver verifies every piece and writes it into its store below `--dir` (a tmpfs shows the data
+//! plane alone).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,7 +24,11 @@ use towline_modelfs::{Engine, EngineOptions, FetchError, PieceSource, PieceStrea
 use towline_peer::{Bootstrap, ClusterKey, Options, PeerNetwork};
 use towline_store::{Store, StoreOptions};
 use towline_swarm::Limits;
+use towline_tests::cluster::warm;
+use towline_tests::machine::Machine;
 
+/// Measures how fast one node serves another on loopback, beside `sendfile` to a receiver that hashes, and to one that hashes and
+/// writes.
 #[derive(Parser)]
 struct Args {
     /// Length of the content in MiB.
@@ -82,14 +86,10 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new().prefix("towline-data-plane").tempdir_in(&args.dir)?;
     let file = scratch.path().join("content");
     let len = args.mib << 20;
+    // The content, the two stores, and the buffers of two nodes.
+    warm::keep(3 * len + (512 << 20))?;
     write_content(&file, len)?;
     let gb = len as f64 / 1e9;
-    println!(
-        "{} MiB in {}, {} processors",
-        args.mib,
-        args.dir.display(),
-        std::thread::available_parallelism()?
-    );
     let mut ratios = Vec::new();
     for round in 1..=args.rounds {
         let into = scratch.path().join("received");
@@ -121,6 +121,7 @@ fn compare(args: &Args) -> anyhow::Result<()> {
         median(written),
         args.rounds
     );
+    println!("{} MiB in {}; machine: {}", args.mib, args.dir.display(), Machine::look(&args.dir));
     Ok(())
 }
 
