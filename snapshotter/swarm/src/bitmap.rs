@@ -116,11 +116,16 @@ impl Bitmap {
         self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
     }
 
-    /// Numbers in both sets, in words that start at that of `from` and wrap around.
+    /// Numbers in both sets, from the first at or after `from` on, around the end.
     pub(crate) fn common<'a>(&'a self, other: &'a Self, from: u32) -> impl Iterator<Item = u32> + 'a {
         let count = self.words.len().min(other.words.len());
-        let first = if count == 0 { 0 } else { (from / 64) as usize % count };
-        (first..count).chain(0..first).flat_map(move |at| bits(self.words[at] & other.words[at], at as u32))
+        let from = if count == 0 { 0 } else { from as usize % (64 * count) };
+        let (first, below) = (from / 64, (1 << (from % 64)) - 1);
+        // The word in which it starts comes twice: its end first, its beginning last.
+        let whole = (first + 1..count).chain(0..first).map(|at| (at, u64::MAX));
+        let parts = (first < count).then_some((first, below));
+        let all = parts.map(|(at, below)| (at, !below)).into_iter().chain(whole).chain(parts);
+        all.flat_map(move |(at, mask)| bits(self.words[at] & other.words[at] & mask, at as u32))
     }
 }
 
@@ -157,8 +162,9 @@ mod tests {
             prop_assert_eq!(map.count() as usize, set.len());
             let absent = (from..len).find(|n| !set.contains(n)).unwrap_or(len);
             prop_assert_eq!(map.first_absent(from), absent);
-            let common: BTreeSet<_> = map.common(&Bitmap::full(len), from).collect();
-            prop_assert_eq!(common, set);
+            let from = from % (len.div_ceil(64) * 64).max(1);
+            let around: Vec<_> = set.range(from..).chain(set.range(..from)).copied().collect();
+            prop_assert_eq!(map.common(&Bitmap::full(len), from).collect::<Vec<_>>(), around);
             prop_assert_eq!(Bitmap::full(len).iter().count() as u32, len);
             prop_assert_eq!(map.meets(&Bitmap::full(len)), map.count() > 0);
         }
