@@ -33,6 +33,7 @@ mod plan;
 mod report;
 mod server;
 mod socket;
+mod turns;
 mod wire;
 mod wishes;
 

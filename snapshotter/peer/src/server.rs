@@ -27,6 +27,7 @@ use crate::directory::{Connected, Directory};
 use crate::gate::Gate;
 use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write_piece, write_refusal};
 use crate::socket::hold_at_most;
+use crate::turns::{Place, Turns};
 
 /// Connections at once. A peer opens at most some 20 to one node.
 const MAX_CONNECTIONS: usize = 4096;
@@ -43,6 +44,9 @@ const SEND_LEN: usize = 512 << 10;
 /// fast links cost many wake-ups.
 const HOLD_TIME: Duration = Duration::from_millis(20);
 const HOLD_LEN: (usize, usize) = (128 << 10, 4 << 20);
+
+/// How long an upload whose receiver takes nothing keeps its turn: as long as what the kernel holds of it lasts.
+const TURN_TIME: Duration = HOLD_TIME;
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -69,7 +73,13 @@ pub(crate) async fn serve(
     events: mpsc::Sender<UploadEvent>,
     stop: CancellationToken,
 ) {
-    let server = Arc::new(Server { directory, events, next: AtomicU64::new(1), gate: Gate::default() });
+    let server = Arc::new(Server {
+        directory,
+        events,
+        next: AtomicU64::new(1),
+        gate: Gate::default(),
+        turns: Turns::default(),
+    });
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -101,6 +111,7 @@ struct Server {
     next: AtomicU64,
     /// Closed while a piece that a reader waits for is sent.
     gate: Gate,
+    turns: Turns,
 }
 
 impl Server {
@@ -188,12 +199,9 @@ impl Server {
                 let head = write_piece(number, &range, file_len, &peer.ours);
                 let started = Instant::now();
                 let closed = urgent.then(|| self.gate.close());
-                let gate = (!urgent).then_some(&self.gate);
+                let others = (!urgent).then(|| (&self.gate, self.turns.place()));
                 send_head(stream, head.as_bytes()).await?;
-                match piece {
-                    PieceBytes::Memory(piece) => send_bytes(stream, piece.bytes(), gate).await?,
-                    PieceBytes::File(file) => send_file(stream, file, range.clone(), gate).await?,
-                }
+                send_piece(stream, piece, range.clone(), others).await?;
                 drop(closed);
                 self.directory.sent(peer, range.end - range.start);
                 Ok(Some((range.end - range.start) as f64 / started.elapsed().as_secs_f64()))
@@ -266,41 +274,51 @@ async fn send_head(stream: &TcpStream, mut head: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn send_bytes(stream: &mut TcpStream, mut bytes: &[u8], gate: Option<&Gate>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        pass(gate).await;
-        let part = &bytes[..bytes.len().min(SEND_LEN)];
-        let sent = in_time(stream.write(part)).await?;
-        bytes = &bytes[sent..];
-    }
-    Ok(())
-}
-
-/// Stands still while `gate` is closed.
-async fn pass(gate: Option<&Gate>) {
-    if let Some(gate) = gate {
-        gate.pass().await;
-    }
-}
-
-async fn send_file(
+/// Sends a piece. Unless a reader waits for it (no `others`), it stands still while the gate is closed, and older ones go first.
+async fn send_piece(
     stream: &TcpStream,
-    file: Arc<File>,
+    piece: PieceBytes,
     range: Range<u64>,
-    gate: Option<&Gate>,
+    others: Option<(&Gate, Place)>,
 ) -> io::Result<()> {
+    use rustix::net::{SendFlags, send};
     let len = usize::try_from(range.end - range.start).expect("at most a piece");
-    let file = into_page_cache(file, range.start, len).await?;
-    let (mut at, mut missing) = (range.start, len);
-    while missing > 0 {
-        pass(gate).await;
-        let sent = stream.async_io(Interest::WRITABLE, || {
-            Ok(rustix::fs::sendfile(stream.as_fd(), file.as_fd(), Some(&mut at), missing.min(SEND_LEN))?)
-        });
-        match in_time(sent).await? {
+    let piece = match piece {
+        PieceBytes::File(file) => PieceBytes::File(into_page_cache(file, range.start, len).await?),
+        memory @ PieceBytes::Memory(_) => memory,
+    };
+    let write = |sent: usize| -> io::Result<usize> {
+        let part = (len - sent).min(SEND_LEN);
+        Ok(match &piece {
+            PieceBytes::File(file) => {
+                rustix::fs::sendfile(stream, file, Some(&mut (range.start + sent as u64)), part)?
+            }
+            PieceBytes::Memory(piece) => {
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                send(stream, &piece.bytes()[sent..sent + part], flags)?
+            }
+        })
+    };
+    let (mut sent, mut turn) = (0, None);
+    while sent < len {
+        if let Some((gate, place)) = &others {
+            gate.pass().await;
+            if turn.is_none() || place.gives_way() {
+                drop(turn.take());
+                turn = Some(place.turn().await);
+            }
+        }
+        let writing = stream.async_io(Interest::WRITABLE, || write(sent));
+        let patience = if turn.is_some() { TURN_TIME } else { STALL };
+        match tokio::time::timeout(patience, writing).await {
             // The file is shorter than its content: somebody has cut it.
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            sent => missing -= sent,
+            Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(written) => sent += written?,
+            Err(_) if turn.is_some() => {
+                drop(turn.take());
+                in_time(stream.writable()).await?;
+            }
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
     Ok(())
@@ -317,7 +335,7 @@ async fn into_page_cache(file: Arc<File>, start: u64, len: usize) -> io::Result<
     read.await.map_err(io::Error::other)
 }
 
-async fn in_time(sent: impl Future<Output = io::Result<usize>>) -> io::Result<usize> {
+async fn in_time<T>(sent: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(STALL, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 

@@ -15,8 +15,8 @@ const OFFERS_COUNTED: usize = 64;
 /// Pauses at the origin up to this only shrink the window of those who hear of it.
 const SHORT_PAUSE: Duration = Duration::from_secs(3);
 /// Uploads that a node adds for each time it gave the whole content away, and the most of it.
-const GIVEN: u64 = 3;
-const GIVEN_MAX: u64 = 9;
+const GIVEN: u64 = 6;
+const GIVEN_MAX: u64 = 18;
 /// Peers remembered as having turned down an offer.
 const DECLINED: usize = 256;
 
