@@ -90,6 +90,7 @@ pub(crate) fn refusal_detail(why: Refusal) -> String {
     match why {
         Refusal::Busy => "busy".to_owned(),
         Refusal::NotHere => "not-here".to_owned(),
+        Refusal::Lent => "lent".to_owned(),
         Refusal::NotOwner { better: None } => "not-owner".to_owned(),
         Refusal::NotOwner { better: Some(better) } => format!("not-owner {better}"),
     }
@@ -100,6 +101,7 @@ pub(crate) fn parse_refusal(detail: &str) -> Option<Refusal> {
     match detail {
         "busy" => Some(Refusal::Busy),
         "not-here" => Some(Refusal::NotHere),
+        "lent" => Some(Refusal::Lent),
         "not-owner" => Some(Refusal::NotOwner { better: None }),
         _ => {
             let id = detail.strip_prefix("not-owner ").filter(|id| id.len() == 16)?;
@@ -181,11 +183,12 @@ mod tests {
         }
 
         #[test]
-        fn refusals_are_read_as_written(kind in 0..4u8, id in any::<u64>()) {
+        fn refusals_are_read_as_written(kind in 0..5u8, id in any::<u64>()) {
             let why = match kind {
                 0 => Refusal::Busy,
                 1 => Refusal::NotHere,
-                2 => Refusal::NotOwner { better: None },
+                2 => Refusal::Lent,
+                3 => Refusal::NotOwner { better: None },
                 _ => Refusal::NotOwner { better: Some(PeerId(id)) },
             };
             prop_assert_eq!(parse_refusal(&refusal_detail(why)), Some(why));

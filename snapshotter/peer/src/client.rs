@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use towline_swarm::{PeerId, Refusal};
 
 use crate::auth::PieceRequest;
@@ -18,7 +19,7 @@ use crate::buffers::{Buffer, Buffers};
 use crate::directory::Connected;
 use crate::gate::Gate;
 use crate::http::{Answer, BadHead, MAX_HEAD_LEN, read_answer, write_request};
-use crate::socket::wake_at;
+use crate::socket::{wake_at, window_at_most};
 
 /// Limit for connecting. Peers are near; who does not answer within it is better asked later.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,6 +31,10 @@ const IDLE: usize = 512;
 const IDLE_TIME: Duration = Duration::from_secs(30);
 /// Bytes of a piece that wake the receiver: few wake-ups on fast links, and on one of 1 Mb/s still two a second.
 const WAKE_LEN: usize = 64 << 10;
+/// What a connection that stands still lets its sender send: a kernel's buffers would take megabytes more of the link.
+const PAUSED_WINDOW: usize = 2048;
+/// More than any window.
+const ANY_WINDOW: usize = 1 << 30;
 /// How often progress is told after the first byte.
 pub(crate) const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -94,7 +99,7 @@ fn is_open(stream: &TcpStream) -> bool {
 }
 
 /// Asks `peer` for a piece, whose bytes in the file are `range`. `progress` is called at the first byte of it and then about once a
-/// second. Unless the request is urgent it stands still while `gate` is closed. The bytes are what the peer sent, unverified, as many as asked for.
+/// second. Until a reader waits for it (`urgent`) it stands still while `gate` is closed. The bytes are what the peer sent, unverified, as many as asked for.
 ///
 /// # Errors
 /// [`AskError`]. Cancel-safe in the sense that dropping it gives the request up.
@@ -103,11 +108,12 @@ pub(crate) async fn ask(
     peer: &Connected,
     mut request: PieceRequest,
     range: &Range<u64>,
+    urgent: &mut watch::Receiver<bool>,
     mut progress: impl FnMut(),
 ) -> Result<Buffer, AskError> {
     let id = peer.peer.id;
     if let Some(stream) = pool.take(id) {
-        match ask_on(stream, (pool, buffers, gate), peer, &request, range, &mut progress).await {
+        match ask_on(stream, (pool, buffers, gate), peer, &request, range, urgent, &mut progress).await {
             // It was closed while it was idle; nothing of an answer came.
             Err(Tried::Unanswered(_)) => request.number = peer.numbers.next(),
             Err(Tried::Failed(error)) => return Err(error),
@@ -117,7 +123,7 @@ pub(crate) async fn ask(
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(peer.bulk)).await;
     let stream = connecting.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
-    match ask_on(stream, (pool, buffers, gate), peer, &request, range, &mut progress).await {
+    match ask_on(stream, (pool, buffers, gate), peer, &request, range, urgent, &mut progress).await {
         Ok(bytes) => Ok(bytes),
         Err(Tried::Unanswered(error)) => Err(error.into()),
         Err(Tried::Failed(error)) => Err(error),
@@ -141,6 +147,7 @@ async fn ask_on(
     peer: &Connected,
     request: &PieceRequest,
     range: &Range<u64>,
+    urgent: &mut watch::Receiver<bool>,
     progress: &mut impl FnMut(),
 ) -> Result<Buffer, Tried> {
     let head = write_request(request, range, &peer.theirs);
@@ -183,8 +190,14 @@ async fn ask_on(
             wakes_at = missing.min(WAKE_LEN);
             wake_at(&stream, wakes_at);
         }
-        if !request.urgent {
-            gate.pass().await;
+        if gate.is_closed() && !*urgent.borrow() {
+            window_at_most(&stream, PAUSED_WINDOW);
+            tokio::select! {
+                () = gate.pass() => {}
+                // Fails when the request is given up, and this with it.
+                _ = urgent.wait_for(|urgent| *urgent) => {}
+            }
+            window_at_most(&stream, ANY_WINDOW);
         }
         if (&mut stream).take(missing as u64).read_buf(bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());

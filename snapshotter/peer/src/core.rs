@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use towline_artifact::{ContentId, PieceIndex};
@@ -71,7 +71,8 @@ pub(crate) struct Core {
     links: HashMap<PeerId, Linked>,
     /// Who takes part in what, of connected peers, whether this node does or not.
     interested: HashMap<ContentId, BTreeSet<PeerId>>,
-    fetches: HashMap<RequestId, AbortHandle>,
+    /// Under way, and whether a reader waits for it.
+    fetches: HashMap<RequestId, (AbortHandle, watch::Sender<bool>)>,
     uploads: HashMap<UploadId, oneshot::Sender<Verdict>>,
     /// Being sent.
     serving: BTreeSet<UploadId>,
@@ -443,9 +444,10 @@ impl Core {
                     self.queue.push_back(Event::Failed { request, why });
                     return;
                 };
+                let (urge, urgent) = watch::channel(urgent);
                 let fetch = PeerFetch { request, peer, handle, piece, ask, urgent };
                 let task = self.tasks.spawn(Arc::clone(&self.fetcher).from_peer(fetch));
-                self.fetches.insert(request, task);
+                self.fetches.insert(request, (task, urge));
             }
             Effect::AskOrigin { request, content, pieces, .. } => {
                 let Some(handle) = self.contents.get(&content).and_then(Weak::upgrade) else {
@@ -454,10 +456,16 @@ impl Core {
                     return;
                 };
                 let task = self.tasks.spawn(Arc::clone(&self.fetcher).from_origin(request, handle, pieces));
-                self.fetches.insert(request, task);
+                // It stands still for nobody.
+                self.fetches.insert(request, (task, watch::Sender::new(true)));
+            }
+            Effect::Hurry { request } => {
+                if let Some((_, urge)) = self.fetches.get(&request) {
+                    urge.send_replace(true);
+                }
             }
             Effect::Cancel { request } => {
-                if let Some(task) = self.fetches.remove(&request) {
+                if let Some((task, _)) = self.fetches.remove(&request) {
                     task.abort();
                 }
             }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use towline_artifact::{ContentId, Corrupt, PieceIndex};
 use towline_modelfs::{ContentHandle, Engine, Fault, Supplier};
 use towline_swarm::{Ask, Failure, OriginFailure, PeerId, RequestId};
@@ -67,21 +67,21 @@ pub(crate) struct PeerFetch {
     pub(crate) handle: Arc<ContentHandle>,
     pub(crate) piece: u32,
     pub(crate) ask: Ask,
-    pub(crate) urgent: bool,
+    /// Whether a reader waits for it.
+    pub(crate) urgent: watch::Receiver<bool>,
 }
 
 impl Fetcher {
     pub(crate) async fn from_peer(self: Arc<Self>, fetch: PeerFetch) {
-        let PeerFetch { request, peer, handle, piece, ask, urgent } = fetch;
+        let PeerFetch { request, peer, handle, piece, ask, mut urgent } = fetch;
         let content = handle.content().id();
         let number = peer.numbers.next();
-        let asked = PieceRequest { from: self.own, number, content, piece, ask, urgent };
+        let asked = PieceRequest { from: self.own, number, content, piece, ask, urgent: *urgent.borrow() };
         let range = piece_range(piece, handle.content().len());
         // A full channel only means that the news comes with the next byte.
         let progress = || drop(self.events.try_send(FetchEvent::Progress { request }));
-        let why = match client::ask((&self.pool, &self.buffers, &self.gate), &peer, asked, &range, progress)
-            .await
-        {
+        let tools = (&self.pool, &self.buffers, &self.gate);
+        let why = match client::ask(tools, &peer, asked, &range, &mut urgent, progress).await {
             Ok(bytes) => {
                 self.directory.received(&peer, bytes.bytes.len() as u64);
                 let events = self.events.clone();

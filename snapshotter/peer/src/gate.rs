@@ -31,9 +31,13 @@ impl Gate {
             .send_if_modified(|urgent| std::mem::replace(urgent, usize::from(closed)) != usize::from(closed));
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.0.borrow() > 0
+    }
+
     /// Waits until nothing urgent moves, but not for long.
     pub(crate) async fn pass(&self) {
-        if *self.0.borrow() > 0 {
+        if self.is_closed() {
             // Who set it is here, so the wait cannot fail; it may time out.
             let _ = tokio::time::timeout(PAUSE, self.0.subscribe().wait_for(|urgent| *urgent == 0)).await;
         }

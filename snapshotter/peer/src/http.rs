@@ -166,7 +166,7 @@ pub(crate) fn write_refusal(number: u64, why: Refusal, key: &RequestKey) -> Stri
     let (status, reason) = match why {
         Refusal::Busy => (503, "Service Unavailable"),
         Refusal::NotHere => (404, "Not Found"),
-        Refusal::NotOwner { .. } => (421, "Misdirected Request"),
+        Refusal::NotOwner { .. } | Refusal::Lent => (421, "Misdirected Request"),
     };
     let detail = refusal_detail(why);
     let proof = key.sign_answer(number, status, &detail);
@@ -277,11 +277,14 @@ mod tests {
     #[test]
     fn refusals_are_proven_too() {
         let key = RequestKey::random();
-        for why in [Refusal::Busy, Refusal::NotHere, Refusal::NotOwner { better: Some(PeerId(9)) }] {
+        for why in
+            [Refusal::Busy, Refusal::NotHere, Refusal::Lent, Refusal::NotOwner { better: Some(PeerId(9)) }]
+        {
             let head = write_refusal(5, why, &key);
             let answer = read_answer(head.as_bytes(), 5, &(0..9), &key).unwrap();
             assert_eq!(answer, Some((Answer::Refused(why), head.len())));
-            let forged = head.replace("busy", "not-here").replace("not-owner", "busy");
+            let forged =
+                head.replace("busy", "not-here").replace("not-owner", "lent").replace(": lent", ": busy");
             assert!(why == Refusal::NotHere || read_answer(forged.as_bytes(), 5, &(0..9), &key).is_err());
         }
         let head = write_error(401);

@@ -16,6 +16,12 @@ pub(crate) fn hold_at_most(stream: &TcpStream, bytes: usize) {
     set(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes);
 }
 
+/// Lets the peer have at most so many bytes under way from now on, apart from those it may send already
+/// (`TCP_WINDOW_CLAMP`, tcp(7)).
+pub(crate) fn window_at_most(stream: &TcpStream, bytes: usize) {
+    set(stream, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes);
+}
+
 /// Sets an option that is an int. These options only save work, so a kernel that refuses is not complained about.
 #[expect(unsafe_code, reason = "neither the standard library nor rustix wraps these")]
 fn set(stream: &TcpStream, level: libc::c_int, option: libc::c_int, value: usize) {

@@ -98,6 +98,8 @@ pub(crate) struct Content {
     pub(crate) demand: VecDeque<u32>,
     pub(crate) ahead: Range<u32>,
     pub(crate) parked: BTreeMap<u32, Vec<Parked>>,
+    /// Pieces of this node that a reader's node brings from the origin, and until when they are left to it.
+    pub(crate) lent: BTreeMap<u32, Time>,
     /// When a piece first could have been at its owner, in milliseconds since `added` plus one; zero for not yet.
     due: Vec<u32>,
     /// How many owners were asked in vain for a piece.
@@ -164,6 +166,7 @@ impl Content {
             demand: VecDeque::new(),
             ahead: 0..0,
             parked: BTreeMap::new(),
+            lent: BTreeMap::new(),
             due: vec![0; pieces as usize],
             tries: BTreeMap::new(),
             added: now,
@@ -256,6 +259,7 @@ impl Content {
         self.seen.set(piece);
         self.unsent.push(piece);
         self.tries.remove(&piece);
+        self.lent.remove(&piece);
         self.pulls.retain(|&other| other != piece);
         self.demand.retain(|&other| other != piece);
         true

@@ -60,6 +60,8 @@ pub enum Refusal {
         /// Who should know better.
         better: Option<PeerId>,
     },
+    /// It owns the piece and has it not, and lets who asked for a reader get it from the origin in its stead.
+    Lent,
 }
 
 /// Why a request to a peer ended without a verified piece, other than by wrong bytes.
@@ -249,6 +251,11 @@ pub enum Effect {
         pieces: Range<u32>,
         /// When it will be cancelled, unless bytes arrive.
         deadline: Time,
+    },
+    /// A reader waits for a piece that is asked for already, and moves: others shall not hold it up.
+    Hurry {
+        /// The request.
+        request: RequestId,
     },
     /// End a request. An event for it that is already on its way does no harm, and a verified piece is taken.
     Cancel {

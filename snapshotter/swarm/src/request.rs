@@ -135,9 +135,11 @@ impl Swarm {
         let end = if link.far { c.window_end(&self.limits) } else { c.pieces };
         // From another zone only what this zone has it from this node for.
         let may = |piece: u32| !link.far || (piece < end && c.owners.owner(piece, 0) == me);
-        let ahead = c.ahead.clone().find(|&piece| c.open.has(piece) && link.have.has(piece) && may(piece));
-        if ahead.is_some() || yields {
-            return ahead;
+        // What peers ask of this node as its owner, a reader may wait for.
+        let mut first = c.pulls.iter().take(DEMAND_SCAN).copied().chain(c.ahead.clone());
+        let first = first.find(|&piece| c.open.has(piece) && link.have.has(piece) && may(piece));
+        if first.is_some() || yields {
+            return first;
         }
         let front = self.rng.below(LOADER_BIAS) == 0;
         let from = if front { c.have.first_absent(0) } else { self.rng.below(c.pieces.max(1)) };
@@ -171,8 +173,7 @@ impl Swarm {
             slot,
             pieces,
             target,
-            urgent,
-            born_urgent: urgent,
+            urgent_since: urgent.then_some(now),
             sent: now,
             deadline,
             patience,
@@ -206,7 +207,7 @@ impl Swarm {
         let Some((_, request)) = found.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
         let Some(flight) = self.end_flight(request) else { return };
         out.push(Effect::Cancel { request });
-        self.ask_peer(slot, flight.pieces.start, peer, Ask::Holder, flight.urgent, now, out);
+        self.ask_peer(slot, flight.pieces.start, peer, Ask::Holder, flight.is_urgent(), now, out);
     }
 
     /// Requests that wait in a long line move to links that are less busy by now. Once per tick.
@@ -220,7 +221,7 @@ impl Swarm {
                 && let Some(flight) = self.end_flight(request)
             {
                 out.push(Effect::Cancel { request });
-                self.ask_peer(flight.slot, piece, peer, Ask::Holder, flight.urgent, now, out);
+                self.ask_peer(flight.slot, piece, peer, Ask::Holder, flight.is_urgent(), now, out);
             }
         }
     }
@@ -250,9 +251,9 @@ impl Swarm {
             .flights
             .iter()
             .filter(|(_, flight)| {
-                now.since(flight.sent) > if flight.urgent { urgent_after } else { fill_after }
+                now.since(flight.sent) > if flight.is_urgent() { urgent_after } else { fill_after }
             })
-            .map(|(&id, flight)| (id, flight.slot, flight.pieces.start, flight.urgent))
+            .map(|(&id, flight)| (id, flight.slot, flight.pieces.start, flight.is_urgent()))
             .collect();
         let mut started = 0;
         for (request, slot, piece, urgent) in late {

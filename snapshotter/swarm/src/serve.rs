@@ -37,6 +37,7 @@ impl Swarm {
         }
         let why = match ask {
             Ask::Holder => Refusal::NotHere,
+            Ask::Owner { .. } if urgent && self.lend(slot, piece, from, now) => Refusal::Lent,
             Ask::Owner { forwarded } => match self.park(slot, piece, Parked { upload, from, urgent }) {
                 Ok(()) => {
                     self.advance(slot, now, out);
@@ -47,6 +48,27 @@ impl Swarm {
             },
         };
         out.push(Effect::Refuse { upload, to: from, why });
+    }
+
+    /// Whether a reader's node is to bring a piece that is this node's from the origin: then it has it after one transfer and not
+    /// two. Only the first that asks, and only for what nobody else brings or waits for; so it comes from there once.
+    fn lend(&mut self, slot: usize, piece: u32, to: PeerId, now: Time) -> bool {
+        let (me, time) = (self.me, self.takeover(slot, true));
+        let settled = self.is_settled(slot, true, now) && !self.origin.is_paused(now);
+        let c = self.content(slot);
+        let link = c.link_of.get(&to).map(|&at| &c.links[at]);
+        let near = link.is_some_and(|link| !link.far && !link.doubted);
+        let mine = c.owners.owner(piece, 0) == Some(me.id) && c.owners.first_owner(piece) == Some(me.id);
+        let idle = !c.under_way.contains_key(&piece)
+            && !c.pulls.contains(&piece)
+            && !c.lent.contains_key(&piece)
+            && !c.is_fetched_by_link(piece)
+            && c.links.iter().all(|link| !link.have.has(piece));
+        let lends = settled && near && mine && idle;
+        if lends {
+            c.lent.insert(piece, now + time);
+        }
+        lends
     }
 
     /// Lets an ask to this node as an owner wait for the piece, and wants it.

@@ -71,7 +71,7 @@ impl Swarm {
     }
 
     /// The time that the first in line for a piece has before the next: longer when the origin is slow.
-    fn takeover(&self, slot: usize, pulled: bool) -> Duration {
+    pub(crate) fn takeover(&self, slot: usize, pulled: bool) -> Duration {
         let patience = self.contents[slot].as_ref().map_or(1.0, |c| c.patience);
         let pace = self.peers.pace();
         let (least, guess) = if pulled {
@@ -100,6 +100,9 @@ impl Swarm {
         let (me, paused_until) = (self.me.id, self.origin.paused_until());
         let c = self.content(slot);
         let elapsed = c.due_for(piece, paused_until, now);
+        if c.lent.get(&piece).is_some_and(|&until| until > now) {
+            return;
+        }
         let fetched = c.is_fetched_by_link(piece);
         if fetched && elapsed < 2 * step {
             return;
@@ -224,7 +227,7 @@ impl Swarm {
         }
     }
 
-    fn ask_origin(
+    pub(crate) fn ask_origin(
         &mut self,
         slot: usize,
         piece: u32,
@@ -260,8 +263,7 @@ impl Swarm {
             slot,
             pieces: pieces.clone(),
             target: Target::Origin,
-            urgent: pulled,
-            born_urgent: pulled,
+            urgent_since: pulled.then_some(now),
             sent: now,
             deadline,
             patience,

@@ -27,9 +27,8 @@ pub(crate) struct Flight {
     /// What has not come yet.
     pub(crate) pieces: Range<u32>,
     pub(crate) target: Target,
-    pub(crate) urgent: bool,
-    /// Whether it was so from the beginning: only then do all who bring it know.
-    pub(crate) born_urgent: bool,
+    /// Since when a reader waits for it.
+    pub(crate) urgent_since: Option<Time>,
     /// When it was asked, or when its last piece came.
     pub(crate) sent: Time,
     pub(crate) deadline: Time,
@@ -39,6 +38,12 @@ pub(crate) struct Flight {
     pub(crate) moving: bool,
     /// Requests under way to that peer, this one included, when it was sent.
     pub(crate) load: usize,
+}
+
+impl Flight {
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.urgent_since.is_some()
+    }
 }
 
 /// What happened so far, for metrics. All are counts of pieces unless said.
@@ -209,7 +214,8 @@ impl Swarm {
     pub fn is_urgent(&self, now: Time) -> bool {
         self.flights
             .values()
-            .any(|flight| flight.born_urgent && now.since(flight.sent) < self.limits.request_timeout)
+            .filter_map(|flight| flight.urgent_since)
+            .any(|since| now.since(since) < self.limits.request_timeout)
     }
 
     /// Links of a content.
@@ -314,11 +320,15 @@ impl Swarm {
         let requests = c.under_way.get(&piece).cloned().unwrap_or_default();
         for request in requests {
             let Some(flight) = self.flights.get_mut(&request) else { continue };
-            let waits =
-                !flight.urgent && !flight.moving && matches!(flight.target, Target::Peer(_, Ask::Holder));
-            flight.urgent = true;
+            let waits = !flight.is_urgent()
+                && !flight.moving
+                && matches!(flight.target, Target::Peer(_, Ask::Holder));
+            let news = !flight.is_urgent();
+            flight.urgent_since.get_or_insert(now);
             if waits && self.end_flight(request).is_some() {
                 out.push(Effect::Cancel { request });
+            } else if news {
+                out.push(Effect::Hurry { request });
             }
         }
         self.advance(slot, now, out);

@@ -61,8 +61,15 @@ impl Swarm {
                     && self.content(flight.slot).open.has(piece)
                 {
                     let ask = Ask::Owner { forwarded: true };
-                    self.ask_peer(flight.slot, piece, better, ask, flight.urgent, now, out);
+                    self.ask_peer(flight.slot, piece, better, ask, flight.is_urgent(), now, out);
                     return;
+                }
+            }
+            // Were the peer lying, the origin would serve a reader's piece once more.
+            Failure::Refused(Refusal::Lent) => {
+                let c = self.content(flight.slot);
+                if flight.is_urgent() && matches!(ask, Ask::Owner { .. }) && c.open.has(piece) {
+                    self.ask_origin(flight.slot, piece, true, false, now, out);
                 }
             }
             Failure::Refused(Refusal::NotHere) => {

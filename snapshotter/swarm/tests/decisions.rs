@@ -191,6 +191,7 @@ fn strangers_cannot_make_a_node_go_to_the_origin_for_what_it_does_not_own() {
             match effect {
                 Effect::Refuse { why: Refusal::NotOwner { better: None }, .. } => refused += 1,
                 Effect::AskOrigin { .. } | Effect::Request { .. } | Effect::Cancel { .. } => {}
+                Effect::Refuse { why: Refusal::Lent, .. } => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -286,6 +287,76 @@ fn a_reader_s_piece_that_waits_for_the_fill_is_asked_for_anew() {
     let [(again, ..)] = requests(&effects)[..] else { panic!("{effects:?}") };
     node.apply(Event::Progress { request: again });
     assert!(node.demand(7).is_empty());
+}
+
+#[test]
+fn a_reader_of_what_moves_for_the_fill_lets_it_move_first_once() {
+    let mut node = Node::new(&[2, 3]);
+    node.apply(Event::Fill { content: CONTENT, on: true });
+    let [(request, ..)] = requests(&node.tell(2, &[7]))[..] else { panic!() };
+    node.apply(Event::Progress { request });
+    assert!(!node.swarm.is_urgent(node.now));
+    assert_eq!(node.demand(7), [Effect::Hurry { request }]);
+    assert!(node.swarm.is_urgent(node.now) && node.demand(7).is_empty());
+}
+
+#[test]
+fn the_first_reader_s_node_brings_a_piece_in_the_owner_s_stead_and_the_others_wait() {
+    let mut node = Node::new(&[2, 3]);
+    let ask = |node: &mut Node, piece: u32, from: u64, urgent: bool| {
+        let (upload, ask) = (UploadId(u64::from(piece) << 8 | from), Ask::Owner { forwarded: false });
+        node.apply(Event::UploadRequested {
+            upload,
+            from: PeerId(from),
+            content: CONTENT,
+            piece,
+            ask,
+            urgent,
+        })
+    };
+    let lent = |effects: &[Effect]| {
+        effects.iter().any(|effect| matches!(effect, Effect::Refuse { why: Refusal::Lent, .. }))
+    };
+    let piece = (0..32).find(|&piece| lent(&ask(&mut node, piece, 2, true))).expect("it owns a third");
+    let second = ask(&mut node, piece, 3, true);
+    assert!(second.is_empty(), "{second:?}");
+    // It came there: this node gets it, and serves who waits.
+    let mut effects = node.tell(2, &[piece]);
+    effects.extend(node.pass(200));
+    let of_it = |effect: &Effect| match *effect {
+        Effect::Request { request, to: PeerId(2), piece: asked, .. } if asked == piece => Some(request),
+        _ => None,
+    };
+    let request = effects.iter().find_map(of_it).expect("it is asked of who has it");
+    let served = node.apply(Event::Verified { request, content: CONTENT, piece });
+    assert!(served.iter().any(|effect| matches!(effect, Effect::Serve { to: PeerId(3), .. })), "{served:?}");
+    assert_eq!(node.swarm.counts().from_origin, 0);
+}
+
+#[test]
+fn a_piece_lent_in_vain_is_brought_by_its_owner() {
+    let mut node = Node::new(&[2, 3]);
+    let ask = |node: &mut Node, piece: u32, from: u64| {
+        let (upload, ask) = (UploadId(u64::from(piece) << 8 | from), Ask::Owner { forwarded: false });
+        let event =
+            Event::UploadRequested { upload, from: PeerId(from), content: CONTENT, piece, ask, urgent: true };
+        node.apply(event)
+    };
+    let lent = |effects: &[Effect]| {
+        effects.iter().any(|effect| matches!(effect, Effect::Refuse { why: Refusal::Lent, .. }))
+    };
+    let piece = (0..32).find(|&piece| lent(&ask(&mut node, piece, 2))).expect("it owns a third");
+    ask(&mut node, piece, 3);
+    assert_eq!(origin(&node.pass(5000)).map(|(_, piece)| piece), Some(piece));
+}
+
+#[test]
+fn who_is_lent_a_reader_s_piece_goes_to_the_origin() {
+    let mut node = Node::new(&[2, 3]);
+    let (piece, _, request) = node.owned_by_another();
+    let effects = node.apply(Event::Failed { request, why: Failure::Refused(Refusal::Lent) });
+    assert_eq!(origin(&effects).map(|(_, piece)| piece), Some(piece));
+    assert!(node.swarm.is_urgent(node.now));
 }
 
 /// Asks to the origin for each of two contents.

@@ -41,6 +41,7 @@ enum Answer {
     Busy,
     NotHere,
     NotOwner(u64),
+    Lent,
     Broken,
     Moves,
 }
@@ -49,7 +50,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let peer = || 1..=PEERS;
     let answer = prop_oneof![
         6 => Just(Answer::Right), 1 => Just(Answer::Wrong), 1 => Just(Answer::Busy), 1 => Just(Answer::NotHere),
-        1 => (1..=PEERS).prop_map(Answer::NotOwner), 1 => Just(Answer::Broken), 1 => Just(Answer::Moves),
+        1 => Just(Answer::Lent), 1 => (1..=PEERS).prop_map(Answer::NotOwner), 1 => Just(Answer::Broken), 1 => Just(Answer::Moves),
     ];
     let op = prop_oneof![
         4 => (1..3000u32).prop_map(Op::Pass),
@@ -164,6 +165,7 @@ impl Model {
                 }
                 assert!(self.requests.insert(request, (None, pieces)).is_none());
             }
+            Effect::Hurry { request } => assert!(self.requests.contains_key(&request), "hurries what is not"),
             Effect::Cancel { request } => {
                 assert!(self.requests.remove(&request).is_some(), "cancels what is not")
             }
@@ -266,7 +268,7 @@ impl Model {
                 let why = match answer {
                     Answer::Busy => OriginFailure::Throttled { retry_after: Some(Duration::from_secs(2)) },
                     Answer::NotHere => OriginFailure::Gone,
-                    Answer::NotOwner(_) => OriginFailure::Denied,
+                    Answer::NotOwner(_) | Answer::Lent => OriginFailure::Denied,
                     _ => OriginFailure::Broken,
                 };
                 self.apply(Event::OriginFailed { request, why });
@@ -276,6 +278,7 @@ impl Model {
                 let why = match answer {
                     Answer::Busy => Failure::Refused(Refusal::Busy),
                     Answer::NotHere => Failure::Refused(Refusal::NotHere),
+                    Answer::Lent => Failure::Refused(Refusal::Lent),
                     Answer::NotOwner(other) => {
                         Failure::Refused(Refusal::NotOwner { better: Some(name(other)) })
                     }

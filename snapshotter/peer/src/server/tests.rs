@@ -98,6 +98,11 @@ impl Drop for Bench {
     }
 }
 
+/// Says that no reader waits.
+fn fill() -> tokio::sync::watch::Receiver<bool> {
+    tokio::sync::watch::channel(false).1
+}
+
 #[tokio::test]
 async fn pieces_and_refusals_arrive_as_they_are_over_one_connection() {
     let mut bench = Bench::start().await;
@@ -108,8 +113,8 @@ async fn pieces_and_refusals_arrive_as_they_are_over_one_connection() {
         let (request, range) = (bench.request(piece), piece_range(piece, FILE_LEN));
         let server = clone_of(&bench.server);
         let mut told = 0;
-        let gate = Gate::default();
-        let asking = ask((&pool, &buffers, &gate), &server, request, &range, || told += 1);
+        let (gate, mut urgent) = (Gate::default(), fill());
+        let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || told += 1);
         let answering = async {
             match refusal {
                 None => bench.serve_next().await,
@@ -244,10 +249,13 @@ async fn answers_that_lie_or_break_off_are_no_pieces() {
     ];
     for (what, address) in cases {
         let server = Connected { bulk: address, ..clone_of(&bench.server) };
-        let answer = ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, || {}).await;
+        let answer =
+            ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, &mut fill(), || {})
+                .await;
         assert!(answer.is_err() && !matches!(answer, Err(AskError::Refused(_))), "{what}");
     }
     let server = Connected { bulk: liar(piece(key, range.clone(), 1000)).await, ..clone_of(&bench.server) };
-    let answer = ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, || {}).await;
+    let answer =
+        ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, &mut fill(), || {}).await;
     assert_eq!(answer.unwrap().bytes, [7; 1000], "what is proven is taken; the engine checks the bytes");
 }

@@ -379,7 +379,8 @@ impl<'a> World<'a> {
             Effect::Serve { upload, piece, .. } => self.serve(n, upload, piece),
             Effect::Refuse { upload, why, .. } => self.refuse(n, upload, why),
             Effect::Complete { .. } => self.nodes[n].ready = Some(self.now),
-            Effect::Ban { .. } => {}
+            // Here only what was asked for as urgent moves alone.
+            Effect::Hurry { .. } | Effect::Ban { .. } => {}
         }
     }
 
