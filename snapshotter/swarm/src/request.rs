@@ -174,6 +174,7 @@ impl Swarm {
             pieces,
             target,
             urgent_since: urgent.then_some(now),
+            alone: urgent,
             sent: now,
             deadline,
             patience,

@@ -264,6 +264,7 @@ impl Swarm {
             pieces: pieces.clone(),
             target: Target::Origin,
             urgent_since: pulled.then_some(now),
+            alone: pulled,
             sent: now,
             deadline,
             patience,

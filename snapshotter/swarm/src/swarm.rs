@@ -29,6 +29,9 @@ pub(crate) struct Flight {
     pub(crate) target: Target,
     /// Since when a reader waits for it.
     pub(crate) urgent_since: Option<Time>,
+    /// Whether the rest stands still for it meanwhile. Not for what a reader in order finds under way, one piece after the other:
+    /// the peer sends it beside others, and the link would idle.
+    pub(crate) alone: bool,
     /// When it was asked, or when its last piece came.
     pub(crate) sent: Time,
     pub(crate) deadline: Time,
@@ -214,7 +217,7 @@ impl Swarm {
     pub fn is_urgent(&self, now: Time) -> bool {
         self.flights
             .values()
-            .filter_map(|flight| flight.urgent_since)
+            .filter_map(|flight| flight.urgent_since.filter(|_| flight.alone))
             .any(|since| now.since(since) < self.limits.request_timeout)
     }
 
@@ -309,6 +312,7 @@ impl Swarm {
             return;
         }
         c.want(piece);
+        let expected = c.ahead.contains(&piece);
         if !c.demand.contains(&piece) {
             c.demand.push_back(piece);
         }
@@ -325,6 +329,7 @@ impl Swarm {
                 && matches!(flight.target, Target::Peer(_, Ask::Holder));
             let news = !flight.is_urgent();
             flight.urgent_since.get_or_insert(now);
+            flight.alone |= !expected;
             if waits && self.end_flight(request).is_some() {
                 out.push(Effect::Cancel { request });
             } else if news {

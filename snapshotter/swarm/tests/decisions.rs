@@ -301,6 +301,19 @@ fn a_reader_of_what_moves_for_the_fill_lets_it_move_first_once() {
 }
 
 #[test]
+fn a_reader_in_order_keeps_its_link_busy() {
+    let mut node = Node::new(&[2, 3]);
+    node.apply(Event::Ahead { content: CONTENT, pieces: 7..9 });
+    let asked = requests(&node.tell(2, &[7, 8]));
+    let [(request, ..), (other, ..)] = asked[..] else { panic!("{asked:?}") };
+    for request in [request, other] {
+        node.apply(Event::Progress { request });
+    }
+    assert!(matches!(node.demand(7)[..], [Effect::Hurry { .. }]));
+    assert!(!node.swarm.is_urgent(node.now));
+}
+
+#[test]
 fn the_first_reader_s_node_brings_a_piece_in_the_owner_s_stead_and_the_others_wait() {
     let mut node = Node::new(&[2, 3]);
     let ask = |node: &mut Node, piece: u32, from: u64, urgent: bool| {
