@@ -324,10 +324,8 @@ impl Swarm {
         let requests = c.under_way.get(&piece).cloned().unwrap_or_default();
         for request in requests {
             let Some(flight) = self.flights.get_mut(&request) else { continue };
-            let waits = !flight.is_urgent()
-                && !flight.moving
-                && matches!(flight.target, Target::Peer(_, Ask::Holder));
             let news = !flight.is_urgent();
+            let waits = news && !flight.moving && matches!(flight.target, Target::Peer(_, Ask::Holder));
             flight.urgent_since.get_or_insert(now);
             flight.alone |= !expected;
             if waits && self.end_flight(request).is_some() {
