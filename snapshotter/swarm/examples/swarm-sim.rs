@@ -34,7 +34,7 @@ struct Args {
 }
 
 fn scenarios(large: bool) -> Vec<Scenario> {
-    let small = |nodes, origin| Scenario::crowd(nodes, 64, 200.0, origin);
+    let small = |nodes, origin| Scenario { files: 3, ..Scenario::crowd(nodes, 64, 200.0, origin) };
     let late = |crowd| Scenario { apart: Some(Duration::from_secs(2)), ..crowd };
     let mut all = vec![
         small(8, 1000.0).named("8 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),

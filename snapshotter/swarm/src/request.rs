@@ -143,10 +143,15 @@ impl Swarm {
         }
         let front = self.rng.below(LOADER_BIAS) == 0;
         let from = if front { c.have.first_absent(0) } else { self.rng.below(c.pieces.max(1)) };
-        let mut best: Option<(u16, u32)> = None;
+        // Among equals any, but with `front` the first. (Not the first after a place by chance: what follows a gap would be
+        // everybody's choice.)
+        let (mut best, mut equals): (Option<(u16, u32)>, u32) = (None, 0);
         for piece in c.open.common(&link.have, from).filter(|&piece| may(piece)).take(SAMPLE) {
             let copies = c.copies[piece as usize];
-            if best.is_none_or(|(least, _)| copies < least) {
+            let rarer = best.is_none_or(|(least, _)| copies < least);
+            let equal = best.is_some_and(|(least, _)| copies == least);
+            equals = if rarer { 1 } else { equals + u32::from(equal) };
+            if rarer || equal && !front && self.rng.below(equals) == 0 {
                 best = Some((copies, piece));
             }
         }

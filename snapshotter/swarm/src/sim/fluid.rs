@@ -26,6 +26,8 @@ struct Flow {
     resources: Vec<ResourceId>,
     remaining: f64,
     rate: f64,
+    /// Its part of a fair share.
+    weight: f64,
     /// How many reasons there are for it to stand still.
     pauses: u32,
     since: Time,
@@ -77,6 +79,7 @@ impl Fluid {
             resources: resources.clone(),
             remaining: bytes,
             rate: 0.0,
+            weight: 1.0,
             pauses: 0,
             since: now,
             announced: None,
@@ -113,6 +116,22 @@ impl Fluid {
         for resource in resources {
             self.share(resource, now);
         }
+    }
+
+    /// Gives a flow `weight` of a share where others have one.
+    pub(crate) fn weigh(&mut self, id: FlowId, weight: f64, now: Time) {
+        let Some(flow) = self.flows[id].as_mut() else { return };
+        if flow.weight == weight {
+            return;
+        }
+        flow.weight = weight;
+        for resource in flow.resources.clone() {
+            self.share(resource, now);
+        }
+    }
+
+    fn weight(&self, id: FlowId) -> f64 {
+        self.flows[id].as_ref().map_or(1.0, |flow| flow.weight)
     }
 
     fn is_paused(&self, id: FlowId) -> bool {
@@ -164,29 +183,29 @@ impl Fluid {
     fn offer(&self, resource: ResourceId, id: FlowId, rate: f64, fair: bool) -> f64 {
         let resource = &self.resources[resource];
         let rest = (resource.capacity - (resource.used - rate)).max(0.0);
-        if fair { rest.max(self.level(resource, Some(id))) } else { rest }
+        if fair { rest.max(self.level(resource, Some(id)) * self.weight(id)) } else { rest }
     }
 
-    /// The rate at which flows are cut off so that they fill a resource: those below it keep what they have. `hungry`
-    /// is taken to want any rate.
+    /// The rate per weight at which flows are cut off so that they fill a resource: those below it keep what they have.
+    /// `hungry` is taken to want any rate.
     fn level(&self, resource: &Resource, hungry: Option<FlowId>) -> f64 {
-        let going = resource.flows.iter().filter(|&&id| !self.is_paused(id)).count();
-        let mut level = resource.capacity / going.max(1) as f64;
+        let going = || resource.flows.iter().copied().filter(|&id| !self.is_paused(id));
+        let mut level = resource.capacity / going().map(|id| self.weight(id)).sum::<f64>().max(1e-9);
         // Each round sees more flows below the level; three come close.
         for _ in 0..3 {
-            let (mut below, mut above) = (0.0, 0u32);
-            for &id in resource.flows.iter().filter(|&&id| !self.is_paused(id)) {
-                let rate = self.flows[id].as_ref().map_or(0.0, |flow| flow.rate);
-                if rate < level && Some(id) != hungry {
+            let (mut below, mut above) = (0.0, 0.0);
+            for id in going() {
+                let (rate, weight) = (self.flows[id].as_ref().map_or(0.0, |flow| flow.rate), self.weight(id));
+                if rate < level * weight && Some(id) != hungry {
                     below += rate;
                 } else {
-                    above += 1;
+                    above += weight;
                 }
             }
-            if above == 0 {
+            if above == 0.0 {
                 break;
             }
-            level = (resource.capacity - below) / f64::from(above);
+            level = (resource.capacity - below) / above;
         }
         level
     }
@@ -215,9 +234,10 @@ impl Fluid {
         let mut freed: Vec<ResourceId> = Vec::new();
         for at in 0..self.resources[resource].flows.len() {
             let id = self.resources[resource].flows[at];
-            if self.flows[id].as_ref().is_some_and(|flow| flow.rate > level) {
+            let most = level * self.weight(id);
+            if self.flows[id].as_ref().is_some_and(|flow| flow.rate > most) {
                 self.settle(id, now);
-                self.set_rate(id, level, now);
+                self.set_rate(id, most, now);
                 freed.extend(
                     self.flows[id]
                         .iter()

@@ -52,21 +52,23 @@ pub enum OriginDay {
     Throttles(usize, Duration),
     /// It refuses every node's connection from one time to another.
     Away(Duration, Duration),
-    /// It is gone for good once it has sent this share of the content.
+    /// It is gone for good once it has sent this share of the model.
     GoneAfter(f64),
     /// It answers 401 to every second node.
     DeniesHalf,
 }
 
-/// One cluster, one content, one day.
+/// One cluster, one model, one day.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// Its name in tables.
     pub name: String,
     /// How many nodes.
     pub nodes: usize,
-    /// Pieces of 4 MiB of the content.
+    /// Pieces of 4 MiB of the model.
     pub pieces: u32,
+    /// Contents that share them, as equal as may be: a model's weight files.
+    pub files: u32,
     /// The link of each node.
     pub link: Link,
     /// Every so many nodes one has a link slower by the factor: (10, 4.0) is one in ten, four times slower.
@@ -116,6 +118,7 @@ impl Scenario {
             name: format!("{nodes} nodes"),
             nodes,
             pieces,
+            files: 1,
             link: Link::mbit(mbit),
             slow: None,
             origin: payload(origin),
@@ -157,7 +160,14 @@ impl Scenario {
         Duration::from_secs_f64(towline_artifact::PIECE_LEN as f64 / self.link.down)
     }
 
-    /// Bytes of the content.
+    /// Pieces of a file.
+    #[must_use]
+    pub fn pieces_of(&self, file: u32) -> u32 {
+        let until = |file: u32| (u64::from(self.pieces) * u64::from(file) / u64::from(self.files)) as u32;
+        until(file + 1) - until(file)
+    }
+
+    /// Bytes of the model.
     #[must_use]
     pub fn bytes(&self) -> f64 {
         f64::from(self.pieces) * towline_artifact::PIECE_LEN as f64

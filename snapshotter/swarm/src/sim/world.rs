@@ -17,9 +17,22 @@ use crate::{
 mod incidents;
 mod report;
 
-const CONTENT: ContentId = ContentId([0x70; 32]);
+/// The content of a file.
+fn content_of(file: u32) -> ContentId {
+    let mut id = [0x70; 32];
+    id[..4].copy_from_slice(&file.to_be_bytes());
+    ContentId(id)
+}
+
+/// A piece of a content.
+type Part = (ContentId, u32);
+
 /// How often nodes hear of changes in membership.
 const MEMBERSHIP: Duration = Duration::from_millis(100);
+/// A node's uploads that go first.
+const TURNS: usize = 2;
+/// What the others have of a link, where these have one share each.
+const BESIDE: f64 = 0.05;
 
 /// What lies ahead.
 enum Happens {
@@ -27,12 +40,12 @@ enum Happens {
     Membership,
     Wake(usize),
     Deliver(usize, Event),
-    /// A request reaches a peer: (holder, asker, request, piece, ask, urgent).
-    Asked(usize, usize, RequestId, u32, Ask, bool),
+    /// A request reaches a peer: (holder, asker, request, what, ask, urgent).
+    Asked(usize, usize, RequestId, Part, Ask, bool),
     /// A request reaches the origin.
     OriginAsked(usize, RequestId),
-    /// The first byte of an upload leaves: (holder, upload, piece).
-    FlowStarts(usize, UploadId, u32),
+    /// The first byte of an upload leaves: (holder, upload, what).
+    FlowStarts(usize, UploadId, Part),
     FlowEnds(FlowId, u64),
     /// The reader wants a piece.
     Read,
@@ -51,7 +64,7 @@ enum Life {
 #[derive(Clone)]
 enum Asked {
     Peer { holder: usize, urgent: bool },
-    Origin { pieces: std::ops::Range<u32> },
+    Origin { content: ContentId, pieces: std::ops::Range<u32> },
 }
 
 struct Node {
@@ -60,6 +73,8 @@ struct Node {
     swarm: Swarm,
     life: Life,
     born: Time,
+    /// Files that are whole.
+    whole: u32,
     ready: Option<Time>,
     up: ResourceId,
     down: ResourceId,
@@ -76,7 +91,7 @@ struct Carrying {
     from: Option<usize>,
     to: usize,
     request: RequestId,
-    piece: u32,
+    part: Part,
 }
 
 pub(crate) struct World<'a> {
@@ -108,7 +123,7 @@ pub(crate) struct World<'a> {
     progress: Vec<(f64, f64)>,
     out: Vec<Effect>,
     /// Pieces that the reader waits for, since when, and how long it waited for others, in seconds.
-    reading: Vec<(u32, Time)>,
+    reading: Vec<(Part, Time)>,
     reads: Vec<f64>,
 }
 
@@ -139,6 +154,7 @@ impl<'a> World<'a> {
                     swarm: Swarm::new(peer, scenario.limits, seed),
                     life: Life::Unborn,
                     born: Time::ZERO,
+                    whole: 0,
                     ready: None,
                     up: fluid.add_resource(link.up),
                     down: fluid.add_resource(link.down),
@@ -237,11 +253,11 @@ impl<'a> World<'a> {
                 }
             }
             Happens::Deliver(n, event) => self.apply(n, event),
-            Happens::Asked(holder, asker, request, piece, ask, urgent) => {
-                self.asked(holder, asker, request, piece, ask, urgent);
+            Happens::Asked(holder, asker, request, part, ask, urgent) => {
+                self.asked(holder, asker, request, part, ask, urgent);
             }
             Happens::OriginAsked(n, request) => self.origin_asked(n, request),
-            Happens::FlowStarts(n, upload, piece) => self.start_flow(n, upload, piece),
+            Happens::FlowStarts(n, upload, part) => self.start_flow(n, upload, part),
             Happens::FlowEnds(flow, stamp) => {
                 if self.fluid.has_ended(flow, stamp, self.now) {
                     self.flow_ended(flow);
@@ -253,15 +269,17 @@ impl<'a> World<'a> {
     }
 
     fn start(&mut self, n: usize) {
-        let pieces = self.scenario.pieces;
         let node = &mut self.nodes[n];
         (node.life, node.born) = (Life::Alive, self.now);
-        if matches!(node.fault, Some(Fault::Stalling | Fault::Boasting)) {
-            self.apply(n, Event::Add { content: CONTENT, have: Bitmap::full(pieces) });
-            return;
+        let pretends = matches!(node.fault, Some(Fault::Stalling | Fault::Boasting));
+        for file in 0..self.scenario.files {
+            let (content, pieces) = (content_of(file), self.scenario.pieces_of(file));
+            let have = if pretends { Bitmap::full(pieces) } else { Bitmap::new(pieces) };
+            self.apply(n, Event::Add { content, have });
+            if !pretends {
+                self.apply(n, Event::Fill { content, on: true });
+            }
         }
-        self.apply(n, Event::Add { content: CONTENT, have: Bitmap::new(pieces) });
-        self.apply(n, Event::Fill { content: CONTENT, on: true });
     }
 
     /// Tells everybody who came and who went.
@@ -278,7 +296,9 @@ impl<'a> World<'a> {
                         let (me, gaps) = (self.nodes[n].peer.id.0, self.scenario.view_gaps);
                         peers.retain(|peer| Rng::new(me ^ mix(peer.id.0)).unit() >= gaps);
                     }
-                    self.apply(n, Event::Joined { content: CONTENT, peers });
+                    for file in 0..self.scenario.files {
+                        self.apply(n, Event::Joined { content: content_of(file), peers: peers.clone() });
+                    }
                 }
             }
         }
@@ -287,7 +307,9 @@ impl<'a> World<'a> {
         for (_, gone) in due {
             let peer = self.nodes[gone].peer.id;
             for n in 0..self.nodes.len() {
-                self.apply(n, Event::Left { content: CONTENT, peer });
+                for file in 0..self.scenario.files {
+                    self.apply(n, Event::Left { content: content_of(file), peer });
+                }
             }
         }
         let all = self.nodes.len() as f64 * f64::from(self.scenario.pieces);
@@ -301,8 +323,8 @@ impl<'a> World<'a> {
         }
         self.events += 1;
         if n + 1 == self.nodes.len()
-            && let Event::Verified { piece, .. } = event
-            && let Some(at) = self.reading.iter().position(|read| read.0 == piece)
+            && let Event::Verified { content, piece, .. } = event
+            && let Some(at) = self.reading.iter().position(|read| read.0 == (content, piece))
         {
             self.reads.push(self.now.since(self.reading.swap_remove(at).1).as_secs_f64());
         }
@@ -345,18 +367,18 @@ impl<'a> World<'a> {
 
     fn perform(&mut self, n: usize, effect: Effect) {
         match effect {
-            Effect::Request { request, to, piece, ask, urgent, .. } => {
+            Effect::Request { request, to, content, piece, ask, urgent, .. } => {
                 let Some(holder) = self.find(to) else { return };
                 self.nodes[n].asked.insert(request, Asked::Peer { holder, urgent });
                 let wait = self.latency(n, holder);
-                self.after(wait, Happens::Asked(holder, n, request, piece, ask, urgent));
+                self.after(wait, Happens::Asked(holder, n, request, (content, piece), ask, urgent));
             }
-            Effect::AskOrigin { request, pieces, .. } => {
-                self.nodes[n].asked.insert(request, Asked::Origin { pieces });
+            Effect::AskOrigin { request, content, pieces, .. } => {
+                self.nodes[n].asked.insert(request, Asked::Origin { content, pieces });
                 self.after(self.scenario.origin_latency, Happens::OriginAsked(n, request));
             }
             Effect::Cancel { request } => self.cancel(n, request),
-            Effect::SendHave { to, mut have, .. } => {
+            Effect::SendHave { content, to, mut have } => {
                 if matches!(self.nodes[n].fault, Some(Fault::Stalling | Fault::Boasting))
                     && matches!(have.pieces, HavePieces::More(_))
                 {
@@ -366,19 +388,25 @@ impl<'a> World<'a> {
                 for peer in to {
                     let Some(to) = self.find(peer) else { continue };
                     let (wait, from) = (self.latency(n, to), self.nodes[n].peer.id);
-                    let event = Event::Have { content: CONTENT, from, have: Have::clone(&have) };
+                    let event = Event::Have { content, from, have: Have::clone(&have) };
                     self.after(wait, Happens::Deliver(to, event));
                 }
             }
-            Effect::Unlink { peer, .. } => {
+            Effect::Unlink { content, peer } => {
                 let Some(to) = self.find(peer) else { return };
-                let event = Event::Unlinked { content: CONTENT, peer: self.nodes[n].peer.id };
+                let event = Event::Unlinked { content, peer: self.nodes[n].peer.id };
                 let wait = self.latency(n, to);
                 self.after(wait, Happens::Deliver(to, event));
             }
-            Effect::Serve { upload, piece, .. } => self.serve(n, upload, piece),
+            Effect::Serve { upload, content, piece, .. } => self.serve(n, upload, (content, piece)),
             Effect::Refuse { upload, why, .. } => self.refuse(n, upload, why),
-            Effect::Complete { .. } => self.nodes[n].ready = Some(self.now),
+            Effect::Complete { .. } => {
+                let node = &mut self.nodes[n];
+                node.whole += 1;
+                if node.whole == self.scenario.files {
+                    node.ready = Some(self.now);
+                }
+            }
             // Here only what was asked for as urgent moves alone.
             Effect::Hurry { .. } | Effect::Ban { .. } => {}
         }
@@ -404,7 +432,15 @@ impl<'a> World<'a> {
         }
     }
 
-    fn asked(&mut self, holder: usize, asker: usize, request: RequestId, piece: u32, ask: Ask, urgent: bool) {
+    fn asked(
+        &mut self,
+        holder: usize,
+        asker: usize,
+        request: RequestId,
+        (content, piece): Part,
+        ask: Ask,
+        urgent: bool,
+    ) {
         if !self.nodes[asker].asked.contains_key(&request) {
             return;
         }
@@ -421,7 +457,7 @@ impl<'a> World<'a> {
             }
             _ => {
                 let (upload, from) = (upload_id(asker, request), self.nodes[asker].peer.id);
-                let event = Event::UploadRequested { upload, from, content: CONTENT, piece, ask, urgent };
+                let event = Event::UploadRequested { upload, from, content, piece, ask, urgent };
                 self.apply(holder, event);
             }
         }
@@ -440,18 +476,18 @@ impl<'a> World<'a> {
         }
     }
 
-    fn serve(&mut self, n: usize, upload: UploadId, piece: u32) {
+    fn serve(&mut self, n: usize, upload: UploadId, part: Part) {
         let asker = (upload.0 >> 40) as usize;
         let wait =
             if self.scenario.queue_latency.is_zero() { Duration::ZERO } else { self.latency_now(n, asker) };
         if wait.is_zero() {
-            self.start_flow(n, upload, piece);
+            self.start_flow(n, upload, part);
         } else {
-            self.after(wait, Happens::FlowStarts(n, upload, piece));
+            self.after(wait, Happens::FlowStarts(n, upload, part));
         }
     }
 
-    fn start_flow(&mut self, n: usize, upload: UploadId, piece: u32) {
+    fn start_flow(&mut self, n: usize, upload: UploadId, part: Part) {
         let (asker, request) = ((upload.0 >> 40) as usize, RequestId(upload.0 & ((1 << 40) - 1)));
         let waits = self.nodes[asker].asked.contains_key(&request) && self.nodes[asker].life != Life::Dead;
         if !waits || self.nodes[n].life == Life::Dead {
@@ -469,14 +505,17 @@ impl<'a> World<'a> {
         if urgent && self.scenario.yields {
             self.halt_others(flow, n, asker);
         }
-        self.flows.insert(flow, Carrying { from: Some(n), to: asker, request, piece });
+        self.flows.insert(flow, Carrying { from: Some(n), to: asker, request, part });
+        self.take_turns(n);
         self.by_ask.insert((asker, request), flow);
         let wait = self.latency(n, asker);
         self.after(wait, Happens::Deliver(asker, Event::Progress { request }));
     }
 
     fn origin_asked(&mut self, n: usize, request: RequestId) {
-        let Some(Asked::Origin { pieces }) = self.nodes[n].asked.get(&request).cloned() else { return };
+        let Some(Asked::Origin { content, pieces }) = self.nodes[n].asked.get(&request).cloned() else {
+            return;
+        };
         let sent = self.fluid.carried(self.origin) / self.scenario.bytes();
         let age = self.now.since(Time::ZERO);
         let why = match self.scenario.day {
@@ -495,7 +534,7 @@ impl<'a> World<'a> {
             return;
         }
         let flow = self.fluid.start(vec![self.origin, self.nodes[n].down], PIECE_LEN as f64, self.now);
-        self.flows.insert(flow, Carrying { from: None, to: n, request, piece: pieces.start });
+        self.flows.insert(flow, Carrying { from: None, to: n, request, part: (content, pieces.start) });
         self.by_ask.insert((n, request), flow);
         self.at_origin += 1;
     }
@@ -511,9 +550,18 @@ impl<'a> World<'a> {
         self.halted.insert(flow, others);
     }
 
+    /// The oldest of a node's uploads have their turn, as in the engine.
+    fn take_turns(&mut self, n: usize) {
+        for (at, flow) in self.fluid.flows_at(self.nodes[n].up).to_vec().into_iter().enumerate() {
+            self.fluid.weigh(flow, if at < TURNS { 1.0 } else { BESIDE }, self.now);
+        }
+    }
+
     fn end_flow(&mut self, flow: FlowId) {
         self.fluid.end(flow, self.now);
-        self.flows.remove(&flow);
+        if let Some(Carrying { from: Some(sender), .. }) = self.flows.remove(&flow) {
+            self.take_turns(sender);
+        }
         for other in self.halted.remove(&flow).unwrap_or_default() {
             if self.flows.contains_key(&other) {
                 self.fluid.pause(other, false, self.now);
@@ -522,7 +570,7 @@ impl<'a> World<'a> {
     }
 
     fn flow_ended(&mut self, flow: FlowId) {
-        let Some(Carrying { from, to, request, piece }) =
+        let Some(Carrying { from, to, request, part: (content, piece) }) =
             self.flows.get(&flow).map(|flow| Carrying { ..*flow })
         else {
             return;
@@ -532,13 +580,15 @@ impl<'a> World<'a> {
         self.nodes[to].verify_free = done;
         self.nodes[to].received += 1;
         let Some(sender) = from else {
-            let Some(Asked::Origin { pieces }) = self.nodes[to].asked.get(&request).cloned() else { return };
+            let Some(Asked::Origin { pieces, .. }) = self.nodes[to].asked.get(&request).cloned() else {
+                return;
+            };
             self.verified += 1;
             self.to_liars += u64::from(self.nodes[to].fault == Some(Fault::Lying));
-            self.at(done, Happens::Deliver(to, Event::Verified { request, content: CONTENT, piece }));
+            self.at(done, Happens::Deliver(to, Event::Verified { request, content, piece }));
             if piece + 1 < pieces.end {
                 self.fluid.extend(flow, PIECE_LEN as f64, self.now);
-                self.flows.insert(flow, Carrying { from, to, request, piece: piece + 1 });
+                self.flows.insert(flow, Carrying { from, to, request, part: (content, piece + 1) });
             } else {
                 self.end_flow(flow);
                 self.by_ask.remove(&(to, request));
@@ -555,7 +605,7 @@ impl<'a> World<'a> {
             Event::Corrupt { request }
         } else {
             self.verified += 1;
-            Event::Verified { request, content: CONTENT, piece }
+            Event::Verified { request, content, piece }
         };
         self.at(done, Happens::Deliver(to, event));
         self.apply(sender, Event::UploadEnded { upload: upload_id(to, request) });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Asked, CONTENT, Carrying, Happens, Life, World, upload_id};
+use super::{Asked, Carrying, Happens, Life, Part, World, content_of, upload_id};
 use crate::sim::Fault;
 use crate::sim::fluid::FlowId;
 use crate::{Event, Failure, RequestId};
@@ -10,16 +10,19 @@ use crate::{Event, Failure, RequestId};
 impl World<'_> {
     /// The last node's reader touches a piece that is not there.
     pub(super) fn read(&mut self) {
-        let (n, pieces) = (self.nodes.len() - 1, self.scenario.pieces);
-        let absent: Vec<u32> = match self.nodes[n].swarm.have(CONTENT) {
-            Some(have) => (0..pieces).filter(|&piece| !have.has(piece)).collect(),
-            None => Vec::new(),
-        };
+        let n = self.nodes.len() - 1;
+        let mut absent: Vec<Part> = Vec::new();
+        for file in 0..self.scenario.files {
+            if let Some(have) = self.nodes[n].swarm.have(content_of(file)) {
+                let pieces = (0..have.len()).filter(|&piece| !have.has(piece));
+                absent.extend(pieces.map(|piece| (content_of(file), piece)));
+            }
+        }
         if !absent.is_empty() {
-            let piece = absent[self.rng.below(absent.len() as u32) as usize];
-            if self.reading.iter().all(|read| read.0 != piece) {
-                self.reading.push((piece, self.now));
-                self.apply(n, Event::Demand { content: CONTENT, piece });
+            let part = absent[self.rng.below(absent.len() as u32) as usize];
+            if self.reading.iter().all(|read| read.0 != part) {
+                self.reading.push((part, self.now));
+                self.apply(n, Event::Demand { content: part.0, piece: part.1 });
             }
         }
         if self.nodes[n].ready.is_none()
@@ -73,8 +76,11 @@ impl World<'_> {
                 for request in waiting {
                     self.fail_request(other, request, Failure::Broken, self.scenario.latency);
                 }
-                let event = Event::Unlinked { content: CONTENT, peer: self.nodes[n].peer.id };
-                self.after(self.scenario.latency, Happens::Deliver(other, event));
+                for file in 0..self.scenario.files {
+                    let event =
+                        Event::Unlinked { content: content_of(file), peer: self.nodes[n].peer.id };
+                    self.after(self.scenario.latency, Happens::Deliver(other, event));
+                }
             }
         }
     }
