@@ -167,6 +167,7 @@ fn to_have(content: &ContentId, have: &Have) -> api::Have {
         pieces: Some(pieces),
         fetching: have.fetching.to_vec(),
         queue: have.queue.into(),
+        given: have.given.into(),
         known: have.known,
         origin_pause_ms: u64::try_from(have.origin_pause.as_millis()).unwrap_or(u64::MAX),
         denied: have.denied,
@@ -183,6 +184,7 @@ fn from_have(have: api::Have) -> Result<Message, WireError> {
         pieces,
         fetching: list(have.fetching)?,
         queue: u16::try_from(have.queue).unwrap_or(u16::MAX),
+        given: u16::try_from(have.given).unwrap_or(u16::MAX),
         known: have.known,
         origin_pause: Duration::from_millis(have.origin_pause_ms),
         denied: have.denied,
@@ -275,15 +277,16 @@ mod tests {
         ];
         let hints = (
             prop::collection::vec(any::<u32>(), 0..9),
-            any::<u16>(),
+            any::<(u16, u16)>(),
             any::<u32>(),
             any::<u32>(),
             any::<bool>(),
         );
-        (pieces, hints).prop_map(|(pieces, (fetching, queue, known, pause, denied))| Have {
+        (pieces, hints).prop_map(|(pieces, (fetching, (queue, given), known, pause, denied))| Have {
             pieces,
             fetching: fetching.into(),
             queue,
+            given,
             known,
             origin_pause: Duration::from_millis(pause.into()),
             denied,

@@ -32,6 +32,8 @@ pub(crate) struct Link {
     pub(crate) doubted: bool,
     pub(crate) have: Bitmap,
     pub(crate) fetching: Arc<[u32]>,
+    /// By how many uploads more it wants to count as busy.
+    pub(crate) given: u16,
     /// It said to be fetching a piece that then did not come: its word on that counts no more.
     pub(crate) talks: bool,
     /// Messages it may still send now, and when that was worked out.
@@ -113,6 +115,7 @@ pub(crate) struct Content {
     pub(crate) last_sent: Time,
     pub(crate) sent_known: u32,
     pub(crate) sent_queue: usize,
+    pub(crate) sent_given: u16,
     /// Pieces sent to peers.
     pub(crate) given: u64,
     /// Pieces a second that become known, smoothed over about the window's time.
@@ -148,6 +151,7 @@ impl Content {
             rate_known: have.count(),
             sent_known: have.count(),
             sent_queue: 0,
+            sent_given: 0,
             given: 0,
             have,
             fill: false,
@@ -360,6 +364,7 @@ impl Content {
             doubted,
             have: Bitmap::new(self.pieces),
             fetching: Arc::from([]),
+            given: 0,
             talks: false,
             allowance: (HAVE_BURST, Time::ZERO),
             offered,

@@ -15,8 +15,8 @@ const OFFERS_COUNTED: usize = 64;
 /// Pauses at the origin up to this only shrink the window of those who hear of it.
 const SHORT_PAUSE: Duration = Duration::from_secs(3);
 /// Uploads that a node adds for each time it gave the whole content away, and the most of it.
-const GIVEN: u64 = 6;
-const GIVEN_MAX: u64 = 18;
+const GIVEN: u64 = 12;
+const GIVEN_MAX: u16 = 24;
 /// Peers remembered as having turned down an offer.
 const DECLINED: usize = 256;
 
@@ -252,6 +252,7 @@ impl Swarm {
         let pieces = c.pieces;
         let link = &mut c.links[at];
         link.fetching = Arc::clone(&have.fetching);
+        link.given = have.given.min(GIVEN_MAX);
         if matches!(have.pieces, HavePieces::All(_)) {
             link.offered = None;
         }
@@ -259,7 +260,7 @@ impl Swarm {
         if !far {
             c.told = c.told.max(have.known.min(pieces));
         }
-        let longest = self.limits.uploads_max + self.limits.upload_queue + GIVEN_MAX as usize;
+        let longest = self.limits.uploads_max + self.limits.upload_queue;
         self.peers.entry(peer).queue = have.queue.min(u16::try_from(longest).unwrap_or(u16::MAX));
         let denied = have.denied || self.peers.is_doubted(peer);
         if self.content(slot).owners.is_denied(peer) != denied
@@ -291,11 +292,13 @@ impl Swarm {
     /// Tells all links what is new, unless they were told a moment ago.
     pub(crate) fn tell(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
         let (gap, list) = (self.limits.have_gap, self.limits.have_list);
-        let queue = self.queue(slot);
+        let queue = self.uploads.waiting() + self.uploads.active();
+        let given = self.given(slot);
         let c = self.content(slot);
         let known = c.known();
         // How busy this node is matters to those who wait here, but only what changes their choice.
-        let loaded = queue.abs_diff(c.sent_queue) >= 2.max(c.sent_queue / 2);
+        let loaded =
+            queue.abs_diff(c.sent_queue) >= 2.max(c.sent_queue / 2) || given.abs_diff(c.sent_given) >= 2;
         if c.unsent.is_empty() && !c.fetching_changed && known == c.sent_known && !loaded
             || now.since(c.last_sent) < gap
         {
@@ -320,12 +323,13 @@ impl Swarm {
         self.send_all(slot, to, now, out);
     }
 
-    /// How busy this node says it is. Who gave the content away a few times says a little more, so that others are asked
-    /// when they idle.
-    fn queue(&self, slot: usize) -> usize {
-        let busy = self.uploads.waiting() + self.uploads.active();
-        let Some(c) = &self.contents[slot] else { return busy };
-        busy + (GIVEN * c.given / u64::from(c.pieces.max(1))).min(GIVEN_MAX) as usize
+    /// By how much more than its uploads this node says to be busy. Who has all of a content and gave it away a few times is
+    /// asked when others are busy. (Not who still fetches: of nodes that came at once, all give as they get, and small
+    /// differences between them say nothing.)
+    fn given(&self, slot: usize) -> u16 {
+        let Some(c) = self.contents[slot].as_ref().filter(|c| c.have.is_full()) else { return 0 };
+        let times = GIVEN * c.given / u64::from(c.pieces.max(1));
+        u16::try_from(times).unwrap_or(u16::MAX).min(GIVEN_MAX)
     }
 
     fn send_all(&mut self, slot: usize, to: Vec<PeerId>, now: Time, out: &mut Vec<Effect>) {
@@ -337,13 +341,14 @@ impl Swarm {
         if to.is_empty() {
             return;
         }
-        let uploads = self.queue(slot);
+        let uploads = self.uploads.waiting() + self.uploads.active();
         let queue = u16::try_from(uploads).unwrap_or(u16::MAX);
         let (origin_pause, denied) = (self.origin.shared_pause(now), self.denied_until.is_some());
+        let given = self.given(slot);
         let c = self.content(slot);
-        c.sent_queue = uploads;
+        (c.sent_queue, c.sent_given) = (uploads, given);
         let fetching = Arc::from(&c.fetching[..]);
-        let have = Have { pieces, fetching, queue, known: c.known(), origin_pause, denied };
+        let have = Have { pieces, fetching, queue, given, known: c.known(), origin_pause, denied };
         out.push(Effect::SendHave { content: c.id, to, have });
     }
 }

@@ -19,6 +19,8 @@ pub struct Have {
     pub fetching: Arc<[u32]>,
     /// Uploads of the sender, under way and waiting.
     pub queue: u16,
+    /// By how many uploads more it should count as busy: it has everything and gave it away before.
+    pub given: u16,
     /// How many distinct pieces the sender knows to be in its zone; moves the origin window.
     pub known: u32,
     /// How long the origin asked the sender to stay away; zero for not at all.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::content::Link;
 use crate::swarm::{Flight, Target};
 use crate::{Ask, Effect, PeerId, RequestId, Swarm, Time};
 
@@ -94,7 +95,7 @@ impl Swarm {
         for (at, link) in c.links.iter().enumerate() {
             if self.has_room(link.peer, for_readers, now) && c.open.meets(&link.have) {
                 // A little chance, so that nodes with equal knowledge do not all turn to the same peer.
-                order.push((self.peers.expected(link.peer) * (0.8 + 0.4 * self.rng.unit()), at));
+                order.push((self.cost(link) * (0.8 + 0.4 * self.rng.unit()), at));
             }
         }
         order.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -116,6 +117,12 @@ impl Swarm {
                 return;
             }
         }
+    }
+
+    /// Seconds until one more piece would come over a link, and more from one that wants to be spared: at the pace of all, for
+    /// it is often quick because it has little to do.
+    fn cost(&self, link: &Link) -> f64 {
+        self.peers.expected(link.peer) + self.peers.pace_alone() * f64::from(link.given)
     }
 
     pub(crate) fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
@@ -200,7 +207,7 @@ impl Swarm {
         if link.far || self.rng.below(MOVE_CHANCE) != 0 || !self.has_room(peer, false, now) {
             return;
         }
-        let here = MOVE_GAIN * self.peers.expected(peer);
+        let here = MOVE_GAIN * self.cost(link);
         let waits = |flight: &Flight| match flight.target {
             Target::Peer(other, Ask::Holder) if other != peer => {
                 let fits = flight.slot == slot && !flight.moving && link.have.has(flight.pieces.start);
@@ -240,7 +247,7 @@ impl Swarm {
         let alone = c.under_way.get(&piece).is_some_and(|requests| requests.len() == 1);
         let fits = |peer: PeerId| peer != other && self.has_room(peer, false, now);
         let holders = c.links.iter().filter(|link| !link.far && link.have.has(piece) && fits(link.peer));
-        let expected = holders.map(|link| (self.peers.expected(link.peer), link.peer));
+        let expected = holders.map(|link| (self.cost(link), link.peer));
         let (here, peer) = expected.min_by(|a, b| a.0.total_cmp(&b.0))?;
         // From one that just failed, whatever its line.
         let there = if self.peers.is_usable(other, now) { self.peers.waiting(other) } else { f64::MAX };
@@ -291,7 +298,7 @@ impl Swarm {
                 && !asked(link.peer)
                 && self.has_room(link.peer, urgent, now)
         });
-        let best = holders.min_by(|a, b| self.peers.expected(a.peer).total_cmp(&self.peers.expected(b.peer)));
+        let best = holders.min_by(|a, b| self.cost(a).total_cmp(&self.cost(b)));
         if let Some(link) = best {
             return Some((link.peer, Ask::Holder));
         }

@@ -47,7 +47,15 @@ impl Node {
     }
 
     fn say(&mut self, id: u64, pieces: HavePieces, origin_pause: Duration) -> Vec<Effect> {
-        let have = Have { pieces, fetching: Arc::from([]), queue: 0, known: 0, origin_pause, denied: false };
+        let have = Have {
+            pieces,
+            fetching: Arc::from([]),
+            queue: 0,
+            given: 0,
+            known: 0,
+            origin_pause,
+            denied: false,
+        };
         self.apply(Event::Have { content: CONTENT, from: PeerId(id), have })
     }
 
@@ -217,8 +225,15 @@ fn who_says_to_fetch_and_does_not_is_waited_for_once() {
         let fetching: Vec<u32> = (from..32).take(16).collect();
         let pieces = HavePieces::More(Arc::from([]));
         let origin_pause = Duration::ZERO;
-        let have =
-            Have { pieces, fetching: fetching.into(), queue: 0, known: 0, origin_pause, denied: false };
+        let have = Have {
+            pieces,
+            fetching: fetching.into(),
+            queue: 0,
+            given: 0,
+            known: 0,
+            origin_pause,
+            denied: false,
+        };
         effects.extend(node.apply(Event::Have { content: CONTENT, from: PeerId(2), have }));
         effects.extend(node.pass(100));
         while let Some(effect) = effects.pop() {

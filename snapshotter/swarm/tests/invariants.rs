@@ -227,6 +227,7 @@ impl Model {
             pieces,
             fetching: Arc::from([]),
             queue: 3,
+            given: 0,
             known,
             origin_pause: Duration::ZERO,
             denied: false,
@@ -311,8 +312,15 @@ impl Model {
                     _ => HavePieces::More(vec![u32::MAX].into()),
                 };
                 let (fetching, origin_pause) = (vec![7; 3].into(), Duration::MAX);
-                let have =
-                    Have { pieces, fetching, queue: u16::MAX, known: u32::MAX, origin_pause, denied: true };
+                let have = Have {
+                    pieces,
+                    fetching,
+                    queue: u16::MAX,
+                    given: u16::MAX,
+                    known: u32::MAX,
+                    origin_pause,
+                    denied: true,
+                };
                 self.apply(Event::Have { content: CONTENT, from: name(peer), have });
                 assert!(self.swarm.counts().absurd > before || self.banned.contains_key(&name(peer)));
             }

@@ -1,6 +1,6 @@
 //! `towline-cluster`: nodes with shaped links on this machine, a scenario, and a table of what happened.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -43,6 +43,10 @@ struct Arguments {
     /// Where pieces may come from
     #[arg(long, value_enum, default_value = "swarm")]
     peers: Peers,
+    /// Links and the origin are so many times slower, and nodes that come one by one so much further apart: what differs
+    /// from the run without is what this machine's processors cost, not what the nodes decide
+    #[arg(long, value_name = "TIMES", default_value = "1")]
+    slower: NonZeroU32,
     /// How often, medians are shown; once by default, and three times with --bench
     #[arg(long)]
     runs: Option<NonZeroUsize>,
@@ -101,7 +105,7 @@ async fn dispatch(arguments: &Arguments) -> Result<()> {
 
 fn prepared(entry: &Entry, nodes: usize, peers: Peers, arguments: &Arguments) -> Scenario {
     let base = Scenario { model: arguments.model.as_u64(), peers, ..Scenario::new(entry.name, nodes) };
-    let mut scenario = entry.with(base);
+    let mut scenario = entry.with(base).slower(arguments.slower.get());
     if peers != Peers::Swarm {
         // There to compare with: nothing is promised of them but right bytes.
         scenario.limits = Default::default();

@@ -166,6 +166,19 @@ impl Scenario {
         }
     }
 
+    /// The same in slow motion, as far as links go: rates are so many times lower, nodes that come one by one are so much
+    /// further apart.
+    #[must_use]
+    pub fn slower(mut self, times: u32) -> Self {
+        let rates = [&mut self.link, &mut self.origin, &mut self.zone_link];
+        rates.into_iter().flatten().for_each(|rate| rate.0 /= u64::from(times));
+        if let Some((_, rate)) = &mut self.slow {
+            rate.0 /= u64::from(times);
+        }
+        self.every *= times;
+        self
+    }
+
     /// Adds an event.
     #[must_use]
     pub fn then(mut self, when: When, action: Action) -> Self {

@@ -77,8 +77,7 @@ impl World<'_> {
                     self.fail_request(other, request, Failure::Broken, self.scenario.latency);
                 }
                 for file in 0..self.scenario.files {
-                    let event =
-                        Event::Unlinked { content: content_of(file), peer: self.nodes[n].peer.id };
+                    let event = Event::Unlinked { content: content_of(file), peer: self.nodes[n].peer.id };
                     self.after(self.scenario.latency, Happens::Deliver(other, event));
                 }
             }
