@@ -125,6 +125,58 @@ fn a_reader_is_served_by_a_holder_first() {
 }
 
 #[test]
+fn who_gave_much_is_asked_after_who_is_a_little_busy_but_not_after_any_line() {
+    for (queue, asked) in [(3, 3), (60, 2)] {
+        let mut node = Node::new(&[2, 3]);
+        for (id, queue, given) in [(2, 0, 24), (3, queue, 0)] {
+            let mut has = Bitmap::new(32);
+            has.set(9);
+            let have = Have {
+                pieces: HavePieces::All(Arc::new(has)),
+                fetching: Arc::from([]),
+                queue,
+                given,
+                known: 1,
+                origin_pause: Duration::ZERO,
+                denied: false,
+            };
+            node.apply(Event::Have { content: CONTENT, from: PeerId(id), have });
+        }
+        let out = node.demand(9);
+        assert_eq!(requests(&out).first().map(|request| request.1), Some(PeerId(asked)), "line of {queue}");
+    }
+}
+
+#[test]
+fn a_node_says_how_often_it_gave_all_away_once_it_has_all() {
+    let given = |have: Bitmap| {
+        let me = Peer { id: ME, zone: Zone(0), weight: 1 };
+        let mut node = Node { swarm: Swarm::new(me, Limits::default(), 5), now: Time::ZERO };
+        node.apply(Event::Add { content: CONTENT, have });
+        let peer = Peer { id: PeerId(2), zone: Zone(0), weight: 1 };
+        node.apply(Event::Joined { content: CONTENT, peers: vec![peer] });
+        node.tell(2, &[]);
+        let mut said = Vec::new();
+        for upload in 0..64 {
+            let (upload, piece) = (UploadId(upload), upload as u32 % 31);
+            let (from, ask, urgent) = (PeerId(2), Ask::Holder, false);
+            let asked = Event::UploadRequested { upload, from, content: CONTENT, piece, ask, urgent };
+            assert!(node.apply(asked).iter().any(|effect| matches!(effect, Effect::Serve { .. })));
+            node.apply(Event::UploadEnded { upload });
+            said.extend(node.pass(100).into_iter().filter_map(|effect| match effect {
+                Effect::SendHave { have, .. } => Some(have.given),
+                _ => None,
+            }));
+        }
+        said.last().copied()
+    };
+    let mut most = Bitmap::full(32);
+    most.clear(31);
+    assert!(given(Bitmap::full(32)).is_some_and(|given| given > 10), "twice the content");
+    assert!(given(most).is_none_or(|given| given == 0), "while it fetches");
+}
+
+#[test]
 fn a_wrongly_asked_node_forwards_once() {
     let mut node = Node::new(&[2, 3]);
     let (_, owner, request) = node.owned_by_another();
