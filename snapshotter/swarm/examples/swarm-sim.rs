@@ -41,6 +41,7 @@ fn scenarios(large: bool) -> Vec<Scenario> {
         small(8, 200.0).named("8 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
         small(16, 1000.0).named("16 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(16, 200.0).named("16 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
+        Scenario { pieces: 256, ..small(16, 200.0) }.named("16 × 200 Mb/s, 1 GiB, origin 200 Mb/s"),
         late(small(8, 1000.0)).named("8, one every 2 s, origin 1 Gb/s"),
         late(small(8, 200.0)).named("8, one every 2 s, origin 200 Mb/s"),
         late(small(16, 1000.0)).named("16, one every 2 s, origin 1 Gb/s"),

@@ -213,6 +213,12 @@ impl Content {
         self.links.iter().filter(|link| link.offered.is_some()).count()
     }
 
+    /// Whether a reader waits for a piece, here or at a peer that asked this node as its owner.
+    pub(crate) fn is_urgent(&self, piece: u32) -> bool {
+        let asked = || self.parked.get(&piece).is_some_and(|all| all.iter().any(|one| one.urgent));
+        self.demand.contains(&piece) || asked()
+    }
+
     /// A piece is to be fetched.
     pub(crate) fn want(&mut self, piece: u32) {
         self.wanted.set(piece);

@@ -276,7 +276,10 @@ impl Swarm {
             if copies >= self.limits.copies || !(urgent || idle && at_peer) {
                 continue;
             }
-            if let Some((peer, ask)) = self.other_source(slot, piece, urgent, now) {
+            // Another owner would go to the origin a second time: only if it did not answer this one for long.
+            let owners =
+                urgent && (at_peer || now.since(self.flights[&request].sent) >= self.takeover(slot, true));
+            if let Some((peer, ask)) = self.other_source(slot, piece, (urgent, owners), now) {
                 self.ask_peer(slot, piece, peer, ask, urgent, now, out);
                 started += 1;
             }
@@ -284,7 +287,13 @@ impl Swarm {
     }
 
     /// A peer to ask for a piece besides those asked already.
-    fn other_source(&self, slot: usize, piece: u32, urgent: bool, now: Time) -> Option<(PeerId, Ask)> {
+    fn other_source(
+        &self,
+        slot: usize,
+        piece: u32,
+        (urgent, owners): (bool, bool),
+        now: Time,
+    ) -> Option<(PeerId, Ask)> {
         let c = self.contents[slot].as_ref()?;
         let requests = c.under_way.get(&piece)?;
         let asked = |peer: PeerId| {
@@ -302,7 +311,7 @@ impl Swarm {
         if let Some(link) = best {
             return Some((link.peer, Ask::Holder));
         }
-        if !urgent {
+        if !owners {
             return None;
         }
         let owners = (0..crate::owners::CHOICES).filter_map(|nth| c.owners.owner(piece, nth));

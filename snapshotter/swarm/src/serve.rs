@@ -40,6 +40,9 @@ impl Swarm {
             Ask::Owner { .. } if urgent && self.lend(slot, piece, from, now) => Refusal::Lent,
             Ask::Owner { forwarded } => match self.park(slot, piece, Parked { upload, from, urgent }) {
                 Ok(()) => {
+                    if urgent {
+                        self.hurry(slot, piece, false, now, out);
+                    }
                     self.advance(slot, now, out);
                     return;
                 }

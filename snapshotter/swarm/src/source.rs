@@ -111,9 +111,10 @@ impl Swarm {
             c.note_idle_talk(piece);
         }
         let mine = c.owners.owner(piece, 0) == Some(me);
+        let urgent = c.is_urgent(piece);
         if self.is_owner_only() {
             let late = elapsed >= crate::owner_only::OWNER_PATIENCE;
-            if self.brings_as_owner(slot, piece, now) && !self.ask_far(slot, piece, pulled, late, now, out) {
+            if self.brings_as_owner(slot, piece, now) && !self.ask_far(slot, piece, urgent, late, now, out) {
                 self.ask_origin(slot, piece, pulled, false, now, out);
             }
             return;
@@ -122,13 +123,13 @@ impl Swarm {
         if !mine && !pulled && turns == 0 {
             return;
         }
-        if !mine && !fetched && self.ask_owner(slot, piece, pulled, now, out) {
+        if !mine && !fetched && self.ask_owner(slot, piece, urgent, now, out) {
             return;
         }
         if !mine && !self.is_next(slot, piece, turns, ranks) {
             return;
         }
-        if self.ask_far(slot, piece, pulled, elapsed >= step, now, out) {
+        if self.ask_far(slot, piece, urgent, elapsed >= step, now, out) {
             return;
         }
         self.ask_origin(slot, piece, pulled, !mine, now, out);
@@ -251,6 +252,7 @@ impl Swarm {
         }
         let run = if pulled { 1 } else { self.limits.origin_run };
         let c = self.content(slot);
+        let urgent = c.is_urgent(piece);
         let limit = c.owners.group_end(piece).min(c.pieces).min(piece + run);
         let more = |&next: &u32| c.open.has(next) && !c.seen.has(next) && !c.is_fetched_by_link(next);
         let pieces = piece..piece + 1 + (piece + 1..limit).take_while(more).count() as u32;
@@ -263,8 +265,8 @@ impl Swarm {
             slot,
             pieces: pieces.clone(),
             target: Target::Origin,
-            urgent_since: pulled.then_some(now),
-            alone: pulled,
+            urgent_since: urgent.then_some(now),
+            alone: urgent,
             sent: now,
             deadline,
             patience,

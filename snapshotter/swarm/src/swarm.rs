@@ -319,9 +319,21 @@ impl Swarm {
         if !c.pulls.contains(&piece) {
             c.pulls.push_back(piece);
         }
-        // One under way for the fill counts as urgent from now on and is hedged; one that waits in a peer's line, where
-        // nobody knows that it is urgent, is asked for anew.
-        let requests = c.under_way.get(&piece).cloned().unwrap_or_default();
+        self.hurry(slot, piece, expected, now, out);
+        self.advance(slot, now, out);
+    }
+
+    /// A reader waits for a piece, here or at a peer. What is under way for the fill counts as urgent from now on and is hedged;
+    /// what waits in a peer's line, where nobody knows that it is urgent, is asked for anew.
+    pub(crate) fn hurry(
+        &mut self,
+        slot: usize,
+        piece: u32,
+        expected: bool,
+        now: Time,
+        out: &mut Vec<Effect>,
+    ) {
+        let requests = self.content(slot).under_way.get(&piece).cloned().unwrap_or_default();
         for request in requests {
             let Some(flight) = self.flights.get_mut(&request) else { continue };
             let news = !flight.is_urgent();
@@ -334,7 +346,6 @@ impl Swarm {
                 out.push(Effect::Hurry { request });
             }
         }
-        self.advance(slot, now, out);
     }
 
     /// Starts whatever may start for a content, at peers and at sources.
