@@ -1,12 +1,14 @@
 //! Asks other nodes for pieces.
 //!
-//! A connection carries one request at a time and is kept for the next. A request that is given up takes its connection
-//! with it: that is how the other side learns of it.
+//! A connection carries one request at a time and is kept for the next. A request that is given up while it waits in the peer's
+//! line is withdrawn ([`WITHDRAW`]); one that is being answered takes its connection with it: that is how the other side
+//! learns of it. (A quarter of all requests move to another peer while they wait, and a new connection on a link that is full
+//! takes a second to get its share.)
 
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,6 +37,10 @@ const WAKE_LEN: usize = 64 << 10;
 const PAUSED_WINDOW: usize = 2048;
 /// More than any window.
 const ANY_WINDOW: usize = 1 << 30;
+/// Takes back the request that waits: an empty line, which RFC 9112 section 2.2 has servers ignore that know nothing of this.
+pub(crate) const WITHDRAW: &[u8; 2] = b"\r\n";
+/// Limit for the answer to it.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often progress is told after the first byte.
 pub(crate) const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -83,6 +89,12 @@ impl Pool {
         }
     }
 
+    /// Connections kept.
+    #[cfg(test)]
+    pub(crate) fn idle(&self) -> usize {
+        self.lock().values().map(Vec::len).sum()
+    }
+
     /// Closes what is kept for a peer.
     pub(crate) fn forget(&self, peer: PeerId) {
         self.lock().remove(&peer);
@@ -104,8 +116,8 @@ fn is_open(stream: &TcpStream) -> bool {
 /// # Errors
 /// [`AskError`]. Cancel-safe in the sense that dropping it gives the request up.
 pub(crate) async fn ask(
-    (pool, buffers, gate): (&Pool, &Buffers, &Gate),
-    peer: &Connected,
+    (pool, buffers, gate): (&Arc<Pool>, &Buffers, &Gate),
+    peer: &Arc<Connected>,
     mut request: PieceRequest,
     range: &Range<u64>,
     urgent: &mut watch::Receiver<bool>,
@@ -141,10 +153,76 @@ impl<E: Into<AskError>> From<E> for Tried {
     }
 }
 
+/// A request that was sent and has no answer yet. Withdrawn when this is dropped.
+struct Waiting {
+    stream: Option<TcpStream>,
+    pool: Arc<Pool>,
+    peer: Arc<Connected>,
+    number: u64,
+    range: Range<u64>,
+}
+
+impl Waiting {
+    /// Waits for the first bytes of the answer and appends them to `head`; none at the end of the connection.
+    async fn answered(mut self, head: &mut Vec<u8>) -> io::Result<TcpStream> {
+        loop {
+            let stream = self.stream.as_ref().expect("taken only at the end");
+            let read = match stream.readable().await {
+                Ok(()) => stream.try_read_buf(head),
+                Err(error) => Err(error),
+            };
+            match read {
+                // Was readable before.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    let stream = self.stream.take().expect("taken only here");
+                    return read.map(|_| stream);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (pool, peer) = (Arc::clone(&self.pool), Arc::clone(&self.peer));
+            let (number, range) = (self.number, self.range.clone());
+            runtime.spawn(async move {
+                let withdrawn = withdraw(stream, number, &range, &peer);
+                if let Ok(Some(stream)) = tokio::time::timeout(WITHDRAW_TIMEOUT, withdrawn).await {
+                    pool.put(peer.peer.id, stream);
+                }
+            });
+        }
+    }
+}
+
+/// Takes back the request that waits on a connection. `None` if the piece is on its way or the connection is of no more use.
+async fn withdraw(
+    mut stream: TcpStream,
+    number: u64,
+    range: &Range<u64>,
+    peer: &Connected,
+) -> Option<TcpStream> {
+    stream.write_all(WITHDRAW).await.ok()?;
+    let mut head = Vec::with_capacity(MAX_HEAD_LEN);
+    while head.len() < head.capacity() && stream.read_buf(&mut head).await.ok()? > 0 {
+        match read_answer(&head, number, range, &peer.theirs).ok()? {
+            Some((Answer::Refused(_), len)) if len == head.len() => return Some(stream),
+            Some(_) => return None,
+            None => {}
+        }
+    }
+    None
+}
+
 async fn ask_on(
     mut stream: TcpStream,
-    (pool, buffers, gate): (&Pool, &Buffers, &Gate),
-    peer: &Connected,
+    (pool, buffers, gate): (&Arc<Pool>, &Buffers, &Gate),
+    peer: &Arc<Connected>,
     request: &PieceRequest,
     range: &Range<u64>,
     urgent: &mut watch::Receiver<bool>,
@@ -152,19 +230,27 @@ async fn ask_on(
 ) -> Result<Buffer, Tried> {
     let head = write_request(request, range, &peer.theirs);
     stream.write_all(head.as_bytes()).await.map_err(Tried::Unanswered)?;
+    let waiting = Waiting {
+        stream: Some(stream),
+        pool: Arc::clone(pool),
+        peer: Arc::clone(peer),
+        number: request.number,
+        range: range.clone(),
+    };
     let mut head = Vec::with_capacity(MAX_HEAD_LEN);
+    let mut stream = waiting.answered(&mut head).await.map_err(Tried::Unanswered)?;
+    if head.is_empty() {
+        return Err(Tried::Unanswered(io::ErrorKind::UnexpectedEof.into()));
+    }
     let (answer, head_len) = loop {
-        match stream.read_buf(&mut head).await {
-            Ok(0) if head.is_empty() => return Err(Tried::Unanswered(io::ErrorKind::UnexpectedEof.into())),
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            Err(error) if head.is_empty() => return Err(Tried::Unanswered(error)),
-            read => read?,
-        };
         if let Some(answer) = read_answer(&head, request.number, range, &peer.theirs)? {
             break answer;
         }
         if head.len() == head.capacity() {
             return Err(BadHead("head is too long").into());
+        }
+        if stream.read_buf(&mut head).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     };
     let len = match answer {

@@ -52,7 +52,7 @@ pub(crate) struct Fetcher {
     pub(crate) own: PeerId,
     pub(crate) engine: Arc<Engine>,
     pub(crate) directory: Arc<Directory>,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) buffers: Buffers,
     /// Closed while a piece that a reader waits for is under way to this node.
     pub(crate) gate: Gate,

@@ -50,7 +50,6 @@ use towline_swarm::{Limits, Peer, Swarm};
 
 use crate::auth::RequestKey;
 use crate::buffers::Buffers;
-use crate::client::Pool;
 use crate::core::{Board, Core, Inputs};
 use crate::directory::{Directory, swarm_id, zone_number};
 use crate::fetch::Fetcher;
@@ -196,7 +195,7 @@ impl PeerNetwork {
             own: self.me.id,
             engine,
             directory: Arc::clone(&self.directory),
-            pool: Pool::default(),
+            pool: Arc::default(),
             buffers: Buffers::default(),
             gate: Gate::default(),
             events: fetches_in,

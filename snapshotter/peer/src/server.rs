@@ -23,6 +23,7 @@ use towline_modelfs::PieceBytes;
 use towline_swarm::{Refusal, UploadId};
 
 use crate::auth::PieceRequest;
+use crate::client::WITHDRAW;
 use crate::directory::{Connected, Directory};
 use crate::gate::Gate;
 use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write_piece, write_refusal};
@@ -180,12 +181,19 @@ impl Server {
         }
         // Ended also when this future is dropped, or its place in the line would stay taken.
         let _ended = Ended { upload, events: &self.events };
-        let mut early = [0; 1];
+        let mut early = [0; WITHDRAW.len()];
         let verdict = tokio::select! {
             biased;
             verdict = waiting => verdict,
-            // The peer gave up, or sends what it must not send now.
-            _ = stream.peek(&mut early) => return Ok(None),
+            came = stream.peek(&mut early) => {
+                if came? < early.len() || early != *WITHDRAW {
+                    // The peer gave up, or sends what it must not send now.
+                    return Ok(None);
+                }
+                stream.read_exact(&mut early).await?;
+                stream.write_all(write_refusal(number, Refusal::Busy, &peer.ours).as_bytes()).await?;
+                return Ok(Some(0.0));
+            }
         };
         match verdict {
             Ok(Verdict::Send { piece, file_len }) => {

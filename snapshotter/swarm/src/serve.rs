@@ -66,7 +66,7 @@ impl Swarm {
             && !c.pulls.contains(&piece)
             && !c.lent.contains_key(&piece)
             && !c.is_fetched_by_link(piece)
-            && c.links.iter().all(|link| !link.have.has(piece));
+            && c.copies[piece as usize] == 0;
         let lends = settled && near && mine && idle;
         if lends {
             c.lent.insert(piece, now + time);

@@ -106,12 +106,12 @@ fn fill() -> tokio::sync::watch::Receiver<bool> {
 #[tokio::test]
 async fn pieces_and_refusals_arrive_as_they_are_over_one_connection() {
     let mut bench = Bench::start().await;
-    let (pool, buffers) = (Pool::default(), Buffers::default());
+    let (pool, buffers) = (Arc::new(Pool::default()), Buffers::default());
     for (piece, refusal) in
         [(0, None), (1, None), (1, Some(Refusal::Busy)), (0, Some(Refusal::NotHere)), (1, None)]
     {
         let (request, range) = (bench.request(piece), piece_range(piece, FILE_LEN));
-        let server = clone_of(&bench.server);
+        let server = Arc::new(clone_of(&bench.server));
         let mut told = 0;
         let (gate, mut urgent) = (Gate::default(), fill());
         let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || told += 1);
@@ -207,6 +207,75 @@ async fn who_goes_while_waiting_is_told_and_makes_room() {
     assert!(verdict.is_closed());
 }
 
+/// Asks for a piece and gives up once the server knows of it.
+async fn give_up(
+    bench: &mut Bench,
+    pool: &Arc<Pool>,
+    server: &Arc<Connected>,
+) -> (UploadId, oneshot::Sender<Verdict>) {
+    let (buffers, gate, mut urgent) = (Buffers::default(), Gate::default(), fill());
+    let (request, range) = (bench.request(0), piece_range(0, FILE_LEN));
+    let asking = ask((pool, &buffers, &gate), server, request, &range, &mut urgent, || ());
+    tokio::select! {
+        _ = asking => panic!("nothing was answered"),
+        Some(UploadEvent::Requested { upload, verdict, .. }) = bench.events.recv() => (upload, verdict),
+    }
+}
+
+#[tokio::test]
+async fn who_gives_up_while_waiting_is_told_and_its_connection_serves_on() {
+    let mut bench = Bench::start().await;
+    let (pool, server) = (Arc::new(Pool::default()), Arc::new(clone_of(&bench.server)));
+    for _ in 0..3 {
+        let (upload, verdict) = give_up(&mut bench, &pool, &server).await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), bench.events.recv()).await.unwrap();
+        assert!(matches!(ended, Some(UploadEvent::Ended { upload: gone }) if gone == upload));
+        assert!(verdict.is_closed());
+        let kept = async {
+            while pool.idle() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), kept).await.unwrap();
+    }
+    assert_eq!(pool.idle(), 1, "one connection for all of them");
+    let (buffers, gate, mut urgent) = (Buffers::default(), Gate::default(), fill());
+    let (request, range) = (bench.request(1), piece_range(1, FILE_LEN));
+    let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || ());
+    let (answer, ()) = tokio::join!(asking, bench.serve_next());
+    assert!(answer.unwrap().bytes == bench.bytes[range.start as usize..]);
+    assert_eq!(pool.idle(), 1);
+}
+
+#[tokio::test]
+async fn a_piece_that_comes_in_spite_of_it_ends_the_connection() {
+    let bench = Bench::start().await;
+    let (listener, key) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), bench.server.theirs.clone());
+    let bulk = listener.local_addr().unwrap();
+    let (pool, server) = (Arc::new(Pool::default()), Arc::new(Connected { bulk, ..clone_of(&bench.server) }));
+    let (asked, mut known) = mpsc::channel(1);
+    let serving = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let number = read_head(&mut socket, HEAD_TIME).await.unwrap().unwrap().unwrap().request.number;
+        asked.send(()).await.unwrap();
+        let mut early = [0; 2];
+        socket.read_exact(&mut early).await.unwrap();
+        assert_eq!(&early, WITHDRAW);
+        let head = write_piece(number, &piece_range(0, FILE_LEN), FILE_LEN, &key);
+        socket.write_all(head.as_bytes()).await.unwrap();
+        // Its end; what came before it is of no interest.
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    });
+    let (buffers, gate, mut urgent) = (Buffers::default(), Gate::default(), fill());
+    let (request, range) = (bench.request(0), piece_range(0, FILE_LEN));
+    tokio::select! {
+        _ = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || ()) => panic!("no answer"),
+        _ = known.recv() => {}
+    }
+    tokio::time::timeout(Duration::from_secs(30), serving).await.unwrap().unwrap();
+    assert_eq!(pool.idle(), 0);
+}
+
 /// A server that gives every request the same kind of answer, and ends.
 async fn liar(answer: impl Fn(&Asked) -> Vec<u8> + Send + 'static) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -225,7 +294,7 @@ async fn liar(answer: impl Fn(&Asked) -> Vec<u8> + Send + 'static) -> std::net::
 #[tokio::test]
 async fn answers_that_lie_or_break_off_are_no_pieces() {
     let bench = Bench::start().await;
-    let (pool, buffers) = (Pool::default(), Buffers::default());
+    let (pool, buffers) = (Arc::new(Pool::default()), Buffers::default());
     let range = piece_range(1, FILE_LEN);
     let key = bench.server.theirs.clone();
     let piece = |key: RequestKey, of: std::ops::Range<u64>, len: usize| {
@@ -248,13 +317,14 @@ async fn answers_that_lie_or_break_off_are_no_pieces() {
         ("a bare status", liar(|_| b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec()).await),
     ];
     for (what, address) in cases {
-        let server = Connected { bulk: address, ..clone_of(&bench.server) };
+        let server = Arc::new(Connected { bulk: address, ..clone_of(&bench.server) });
         let answer =
             ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, &mut fill(), || {})
                 .await;
         assert!(answer.is_err() && !matches!(answer, Err(AskError::Refused(_))), "{what}");
     }
-    let server = Connected { bulk: liar(piece(key, range.clone(), 1000)).await, ..clone_of(&bench.server) };
+    let bulk = liar(piece(key, range.clone(), 1000)).await;
+    let server = Arc::new(Connected { bulk, ..clone_of(&bench.server) });
     let answer =
         ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, &mut fill(), || {}).await;
     assert_eq!(answer.unwrap().bytes, [7; 1000], "what is proven is taken; the engine checks the bytes");
