@@ -242,10 +242,11 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Reads a head. `None`: the connection ended before one began.
+/// Reads a head. `None`: the connection ended before one began. Before it may stand a withdrawal that crossed with the refusal of
+/// what it was to withdraw.
 async fn read_head(stream: &mut TcpStream, patience: Duration) -> io::Result<Result<Option<Asked>, BadHead>> {
     let mut head = Vec::with_capacity(MAX_HEAD_LEN);
-    let mut patience = patience;
+    let (mut patience, mut crossed) = (patience, false);
     loop {
         let read = tokio::time::timeout(patience, stream.read_buf(&mut head));
         match read.await {
@@ -256,6 +257,13 @@ async fn read_head(stream: &mut TcpStream, patience: Duration) -> io::Result<Res
             }
             Err(_) if head.is_empty() => return Ok(Ok(None)),
             Err(_) => return Ok(Err(BadHead("head comes too slowly"))),
+        }
+        if !crossed && head.starts_with(WITHDRAW) {
+            head.drain(..WITHDRAW.len());
+            crossed = true;
+            if head.is_empty() {
+                continue;
+            }
         }
         match read_request(&head) {
             Ok(None) if head.len() < MAX_HEAD_LEN => patience = HEAD_TIME,

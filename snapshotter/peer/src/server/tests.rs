@@ -248,6 +248,29 @@ async fn who_gives_up_while_waiting_is_told_and_its_connection_serves_on() {
 }
 
 #[tokio::test]
+async fn a_withdrawal_that_crosses_with_a_refusal_harms_no_later_request() {
+    let mut bench = Bench::start().await;
+    let range = piece_range(0, FILE_LEN);
+    let mut socket = bench.connect().await;
+    let head = write_request(&bench.request(0), &range, &bench.server.theirs);
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let Some(UploadEvent::Requested { verdict, .. }) = bench.events.recv().await else { panic!("a request") };
+    verdict.send(Verdict::Refuse(Refusal::NotHere)).unwrap();
+    let mut line = [0; 12];
+    socket.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"HTTP/1.1 404");
+    assert!(matches!(bench.events.recv().await, Some(UploadEvent::Ended { .. })));
+    let next = write_request(&bench.request(0), &range, &bench.server.theirs);
+    socket.write_all(WITHDRAW).await.unwrap();
+    socket.write_all(next.as_bytes()).await.unwrap();
+    bench.serve_next().await;
+    let mut answer = Vec::new();
+    while !answer.windows(12).any(|part| part == b"HTTP/1.1 206") {
+        assert!(socket.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[tokio::test]
 async fn a_piece_that_comes_in_spite_of_it_ends_the_connection() {
     let bench = Bench::start().await;
     let (listener, key) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), bench.server.theirs.clone());
