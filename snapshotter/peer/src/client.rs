@@ -3,7 +3,7 @@
 //! A connection carries one request at a time and is kept for the next. A request that is given up while it waits in the peer's
 //! line is withdrawn ([`WITHDRAW`]); one that is being answered takes its connection with it: that is how the other side
 //! learns of it. (A quarter of all requests move to another peer while they wait, and a new connection on a link that is full
-//! takes a second to get its share.)
+//! takes half a second to get its share.)
 
 use std::collections::HashMap;
 use std::io;

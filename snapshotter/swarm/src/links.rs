@@ -292,7 +292,7 @@ impl Swarm {
     /// Tells all links what is new, unless they were told a moment ago.
     pub(crate) fn tell(&mut self, slot: usize, now: Time, out: &mut Vec<Effect>) {
         let (gap, list) = (self.limits.have_gap, self.limits.have_list);
-        let queue = self.uploads.waiting() + self.uploads.active();
+        let queue = self.uploads.len();
         let given = self.given(slot);
         let c = self.content(slot);
         let known = c.known();
@@ -341,7 +341,7 @@ impl Swarm {
         if to.is_empty() {
             return;
         }
-        let uploads = self.uploads.waiting() + self.uploads.active();
+        let uploads = self.uploads.len();
         let queue = u16::try_from(uploads).unwrap_or(u16::MAX);
         let (origin_pause, denied) = (self.origin.shared_pause(now), self.denied_until.is_some());
         let given = self.given(slot);

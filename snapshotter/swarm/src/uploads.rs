@@ -78,8 +78,9 @@ impl Uploads {
         self.waiting.len()
     }
 
-    pub(crate) fn active(&self) -> usize {
-        self.active.len()
+    /// Under way and waiting.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len() + self.active.len()
     }
 
     pub(crate) fn is_known(&self, id: UploadId) -> bool {
