@@ -266,7 +266,12 @@ impl Swarm {
             .filter(|(_, flight)| {
                 now.since(flight.sent) > if flight.is_urgent() { urgent_after } else { fill_after }
             })
-            .map(|(&id, flight)| (id, flight.slot, flight.pieces.start, flight.is_urgent()))
+            .filter_map(|(&id, flight)| {
+                let c = self.contents[flight.slot].as_ref()?;
+                // Of a run, what did not come from elsewhere, and what the reader waits for.
+                let due = |&piece: &u32| !c.have.has(piece) && (!flight.is_urgent() || c.is_urgent(piece));
+                Some((id, flight.slot, flight.pieces.clone().find(due)?, flight.is_urgent()))
+            })
             .collect();
         let mut started = 0;
         for (request, slot, piece, urgent) in late {

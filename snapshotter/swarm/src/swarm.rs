@@ -24,7 +24,7 @@ pub(crate) enum Target {
 #[derive(Clone, Debug)]
 pub(crate) struct Flight {
     pub(crate) slot: usize,
-    /// What has not come yet.
+    /// From the first to the last that has not come yet.
     pub(crate) pieces: Range<u32>,
     pub(crate) target: Target,
     /// Since when a reader waits for it.
@@ -505,20 +505,17 @@ impl Swarm {
     }
 }
 
-/// Notes that a piece of a request came. Whether that was its last.
+/// Notes that a piece of a request came. Whether that was its last. (Pieces of a run are verified side by side, so one may be
+/// told of before the one that came before it.)
 fn ends_with(flight: &mut Flight, piece: u32, now: Time, c: &mut Content, id: RequestId) -> bool {
     if !flight.pieces.contains(&piece) {
         return false;
     }
-    // Pieces come in order: what was passed over will not come.
-    let rest = piece + 1..flight.pieces.end;
-    let passed = flight.pieces.start..piece + 1;
-    if rest.is_empty() {
-        flight.pieces = passed;
-        return true;
-    }
-    flight.pieces = rest;
+    c.ended(piece, id);
+    let awaited = |piece: &u32| c.under_way.get(piece).is_some_and(|requests| requests.contains(&id));
+    let mut rest = flight.pieces.clone().filter(awaited);
+    let Some(first) = rest.next() else { return true };
+    flight.pieces = first..rest.next_back().unwrap_or(first) + 1;
     (flight.sent, flight.deadline) = (now, now + flight.patience);
-    passed.for_each(|piece| c.ended(piece, id));
     false
 }

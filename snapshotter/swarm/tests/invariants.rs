@@ -1,7 +1,6 @@
 //! One node under arbitrary events, against a slow model of what it may do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +76,7 @@ struct Model {
     now: Time,
     have: BTreeSet<u32>,
     told: BTreeMap<PeerId, BTreeSet<u32>>,
-    requests: BTreeMap<RequestId, (Option<PeerId>, Range<u32>)>,
+    requests: BTreeMap<RequestId, (Option<PeerId>, BTreeSet<u32>)>,
     members: BTreeSet<PeerId>,
     banned: BTreeMap<PeerId, Time>,
     wrong: BTreeSet<PeerId>,
@@ -155,7 +154,7 @@ impl Model {
                     }
                     Ask::Owner { .. } => assert!(self.members.contains(&to), "{to} takes no part"),
                 }
-                assert!(self.requests.insert(request, (Some(to), piece..piece + 1)).is_none());
+                assert!(self.requests.insert(request, (Some(to), BTreeSet::from([piece]))).is_none());
             }
             Effect::AskOrigin { request, pieces, .. } => {
                 assert!(!pieces.is_empty() && pieces.end <= PIECES);
@@ -163,7 +162,7 @@ impl Model {
                 for piece in pieces.clone() {
                     assert!(!self.have.contains(&piece) && self.under_way(piece) == 0);
                 }
-                assert!(self.requests.insert(request, (None, pieces)).is_none());
+                assert!(self.requests.insert(request, (None, pieces.collect())).is_none());
             }
             Effect::Hurry { request } => assert!(self.requests.contains_key(&request), "hurries what is not"),
             Effect::Cancel { request } => {
@@ -237,16 +236,16 @@ impl Model {
 
     fn right(&mut self, request: RequestId) {
         let Some((_, pieces)) = self.requests.get(&request).cloned() else { return };
-        for piece in pieces.clone() {
-            if !self.requests.contains_key(&request) {
-                return;
-            }
+        // Neighbours of a run are verified side by side: each second one is told of before the one it came after.
+        let mut pieces: Vec<u32> = pieces.into_iter().collect();
+        pieces.chunks_exact_mut(2).for_each(|two| two.swap(0, 1));
+        for piece in pieces {
+            let Some(entry) = self.requests.get_mut(&request) else { return };
             // The bytes are here before the node is told.
             self.have.insert(piece);
-            if piece + 1 == pieces.end {
+            entry.1.remove(&piece);
+            if entry.1.is_empty() {
                 self.requests.remove(&request);
-            } else if let Some(entry) = self.requests.get_mut(&request) {
-                entry.1 = piece + 1..pieces.end;
             }
             self.apply(Event::Verified { request, content: CONTENT, piece });
         }
