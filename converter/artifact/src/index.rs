@@ -8,14 +8,14 @@ use crate::piece::{ContentId, PieceDigest, Sha256};
 use crate::plan::{MAX_WEIGHT_LAYERS, Plan};
 
 /// The version of the format that this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Path of the index in the tree.
 pub const INDEX_PATH: &str = ".towline/index.json";
 /// Path of the piece digests in the tree.
 pub const PIECES_PATH: &str = ".towline/pieces";
 /// The longest index a reader takes: 64 MiB, 512 bytes for each of [`MAX_FILES`] files.
 pub const MAX_INDEX_LEN: usize = MAX_FILES * 512;
-/// The most piece digests of a model: 2^22, which is 16 TiB of weights and 128 MiB of digests.
+/// The most piece digests of a model: 2^22, which is 8 TiB of weights and 128 MiB of digests.
 pub const MAX_PIECES: usize = 1 << 22;
 /// The longest a text of the provenance may be, in bytes.
 pub const MAX_TEXT_LEN: usize = 1024;

@@ -142,7 +142,7 @@ mod tests {
         }
         assert_eq!(index.choose("riscv64"), Some(made.manifests[0].digest));
         let manifest = parse(&made.manifests[1].bytes);
-        assert_eq!(manifest.base_layer(), Some((made.base.digest, "1")));
+        assert_eq!(manifest.base_layer(), Some((made.base.digest, "2")));
         assert!(manifest.choose("amd64").is_none());
         assert_eq!(parse(&made.manifests[2].bytes).base_layer(), None, "the twin is no image");
     }

@@ -6,14 +6,14 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-/// Length of a piece in bytes: 4 MiB. Only the last piece of a file may be shorter.
+/// Length of a piece in bytes: 2 MiB. Only the last piece of a file may be shorter.
 ///
 /// A power of two of at least one BLAKE3 chunk (1024 bytes), so that every piece is a complete subtree of the file's
-/// hash tree (docs/format.md, "Pieces").
-pub const PIECE_LEN: u64 = 4 << 20;
+/// hash tree (docs/format.md, "Pieces", where it is told why so many).
+pub const PIECE_LEN: u64 = 2 << 20;
 
-/// The most bytes a file may have: 16 TiB, so that piece numbers fit in 22 bits and tables stay small.
-pub const MAX_FILE_LEN: u64 = 16 << 40;
+/// The most bytes a file may have: 8 TiB, so that piece numbers fit in 22 bits and tables stay small.
+pub const MAX_FILE_LEN: u64 = 8 << 40;
 
 /// Position of a piece within its file, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -320,10 +320,12 @@ mod tests {
 
     #[test]
     fn the_base_takes_the_smallest_first() {
-        let files: Vec<(String, u64)> = (0..11).map(|n| (format!("{n:02}"), 3 * MIB + n)).collect();
+        let files: Vec<(String, u64)> = (0..22).map(|n| (format!("{n:02}"), 3 * MIB / 2 + n)).collect();
         let files: Vec<(&str, u64)> = files.iter().rev().map(|(path, len)| (path.as_str(), *len)).collect();
-        // Ten of 3 MiB and a bit fit in 32 MiB, the largest does not.
-        check(&files, &[&["00", "01", "02", "03", "04", "05", "06", "07", "08", "09"], &["10"]]);
+        // 21 of 1.5 MiB and a bit fit in 32 MiB, the largest does not.
+        let base: Vec<String> = (0..21).map(|n| format!("{n:02}")).collect();
+        let base: Vec<&str> = base.iter().map(String::as_str).collect();
+        check(&files, &[&base, &["21"]]);
     }
 
     #[test]

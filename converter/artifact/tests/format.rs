@@ -119,13 +119,13 @@ fn check_lie(from: &str, to: &str) {
 
 #[test]
 fn an_index_that_lies_is_refused() {
-    check_lie("\"format\":1", "\"format\":2");
+    check_lie("\"format\":2", "\"format\":1");
     check_lie("\"layer\":1", "\"layer\":2");
     check_lie("\"layer\":1", "\"layer\":0");
     check_lie("\"path\":\"model.safetensors\"", "\"path\":\"../el.safetensors\"");
     check_lie("\"path\":\"config.json\"", "\"path\":\"confif.json\"");
-    check_lie("\"size\":4194305", "\"size\":4194304");
-    check_lie("\"size\":4194305", "\"size\":9194305");
+    check_lie("\"size\":2097153", "\"size\":2097152");
+    check_lie("\"size\":2097153", "\"size\":9097153");
     check_lie("\"mode\":\"0644\"", "\"mode\":\"0777\"");
     check_lie("\"offset\":512,\"path\":\"model", "\"offset\":9e9,\"path\":\"model");
 }

@@ -253,7 +253,7 @@ impl Config {
             ("fetch.window", fetch.window, ByteSize::gib(1)),
         ] {
             if size.0 < PIECE_LEN || size > max {
-                bail!("{key} must be between a piece of 4 MiB and {max}, not {size}");
+                bail!("{key} must be between a piece of 2 MiB and {max}, not {size}");
             }
         }
         ensure!(
@@ -333,7 +333,7 @@ mod tests {
         check("[fetch]\nwindows = '1MiB'", Err("windows"));
         check("root = 'x'", Err("absolute"));
         check("[fetch]\nrequests = 1", Err("2 to 256"));
-        check("[fetch]\nrequest_size = '1MiB'", Err("4 MiB"));
+        check("[fetch]\nrequest_size = '1MiB'", Err("2 MiB"));
         check("[fetch]\nread_timeout = '0s'", Err("must not be zero"));
         check("[fetch]\nread_timeout = 5", Err("read_timeout"));
         check("[http]\nlisten = 'localhost'", Err("http.listen"));

@@ -26,7 +26,7 @@ use crate::socket::{wake_at, window_at_most};
 /// Limit for connecting. Peers are near; who does not answer within it is better asked later.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Idle connections kept per peer: as many as requests are under way to one.
-const IDLE_PER_PEER: usize = 16;
+const IDLE_PER_PEER: usize = 32;
 /// Idle connections kept in all.
 const IDLE: usize = 512;
 /// How long an idle connection is kept; the server keeps it longer.

@@ -30,7 +30,7 @@ use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write
 use crate::socket::hold_at_most;
 use crate::turns::{Place, Turns};
 
-/// Connections at once. A peer opens at most some 20 to one node.
+/// Connections at once. A peer opens at most some 40 to one node.
 const MAX_CONNECTIONS: usize = 4096;
 /// How long a connection may be without a request; longer than clients keep idle ones.
 const IDLE_TIME: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | 8 | `TWLPIECE` or `TWLSTATE` |
 //! | 8 | 4 | version, 1 |
-//! | 12 | 4 | piece length in bytes, 4194304 |
+//! | 12 | 4 | piece length in bytes, 2097152 |
 //! | 16 | 8 | file length in bytes |
 //! | 24 | 32 | content id |
 //! | last 32 | 32 | BLAKE3 hash of every byte before it |
@@ -20,8 +20,8 @@
 //! | 60 | 4 | number of pieces n |
 //! | 64 | ceil(n / 8) | piece i is durable when bit i mod 8 (1 is the lowest) of byte i / 8 is set; spare bits are 0 |
 //!
-//! A file whose size, checksum or any field is not exactly so is damaged. The largest `ID.pieces` (16 TiB in pieces of
-//! 4 MiB) has 128 MiB, the largest `ID.state` 512 KiB.
+//! A file whose size, checksum or any field is not exactly so is damaged. The largest `ID.pieces` (8 TiB in pieces of
+//! 2 MiB) has 128 MiB, the largest `ID.state` 512 KiB.
 
 use towline_artifact::{
     ContentId, MAX_FILE_LEN, PIECE_LEN, PieceDigest, PieceTable, PieceTableError, digest_count, piece_count,
@@ -212,7 +212,7 @@ mod tests {
     fn the_documented_offsets_hold() {
         let bytes = encode_state(ID, &state(9, false, |i| i == 0 || i == 8));
         assert_eq!(bytes.len(), 64 + 2 + 32);
-        assert_eq!(&bytes[..16], b"TWLSTATE\x01\0\0\0\0\0\x40\0");
+        assert_eq!(&bytes[..16], b"TWLSTATE\x01\0\0\0\0\0\x20\0");
         assert_eq!(&bytes[16..24], &(9 * PIECE_LEN).to_le_bytes());
         assert_eq!(&bytes[24..56], &ID.0);
         assert_eq!(&bytes[56..66], &[0, 0, 0, 0, 9, 0, 0, 0, 1, 1]);
@@ -230,7 +230,7 @@ mod tests {
     fn every_field_is_checked_even_under_a_right_checksum() {
         check_damage(|b| b[0] = b'X', Damage::Magic);
         check_damage(|b| b[8] = 2, Damage::Version { found: 2 });
-        check_damage(|b| b[14] = 0x20, Damage::Field { field: "piece length" });
+        check_damage(|b| b[14] = 0x40, Damage::Field { field: "piece length" });
         check_damage(|b| b[23] = 1, Damage::Field { field: "file length" });
         check_damage(|b| b[16] = 1, Damage::Field { field: "piece count" });
         check_damage(

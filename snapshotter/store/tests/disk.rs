@@ -38,7 +38,7 @@ fn a_full_disk_refuses_pieces_and_nothing_else() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let disk = Mounted::tmpfs(&dir.path().join("disk"), "14M");
+    let disk = Mounted::tmpfs(&dir.path().join("disk"), "7M");
     let store = open(&disk.path);
     let (old, new) = (Sample::new(1, PIECE_LEN), Sample::new(2, 4 * PIECE_LEN));
     let content = store.content(Arc::clone(&old.table)).unwrap();
@@ -59,10 +59,10 @@ fn a_full_disk_refuses_pieces_and_nothing_else() {
             Err(other) => panic!("{other:?}"),
         }
     }
-    let full = full.expect("14 MiB do not hold 20");
+    let full = full.expect("7 MiB do not hold 10");
     assert!(full > 0);
     let given_back = store.free_bytes().unwrap();
-    assert!(given_back >= 1 << 20, "the refused piece left no bytes behind, {given_back} are free");
+    assert!(given_back >= 1 << 19, "the refused piece left no bytes behind, {given_back} are free");
     let mut bytes = vec![0; PIECE_LEN as usize];
     content.read_at(0, &mut bytes).unwrap();
     assert!(*bytes == *new.piece_bytes(0));
@@ -97,7 +97,7 @@ fn pieces_that_could_not_be_synced_are_taken_back() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let backing = Mounted::tmpfs(&dir.path().join("backing"), "24M");
+    let backing = Mounted::tmpfs(&dir.path().join("backing"), "14M");
     let image = backing.path.join("image");
     File::create(&image).unwrap().set_len(256 << 20).unwrap();
     let disk = dir.path().join("disk");

@@ -34,14 +34,15 @@ struct Args {
 }
 
 fn scenarios(large: bool) -> Vec<Scenario> {
-    let small = |nodes, origin| Scenario { files: 3, ..Scenario::crowd(nodes, 64, 200.0, origin) };
+    let sized = |nodes, mib, origin| Scenario { files: 3, ..Scenario::crowd(nodes, mib, 200.0, origin) };
+    let small = |nodes, origin| sized(nodes, 256, origin);
     let late = |crowd| Scenario { apart: Some(Duration::from_secs(2)), ..crowd };
     let mut all = vec![
         small(8, 1000.0).named("8 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(8, 200.0).named("8 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
         small(16, 1000.0).named("16 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(16, 200.0).named("16 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
-        Scenario { pieces: 256, ..small(16, 200.0) }.named("16 × 200 Mb/s, 1 GiB, origin 200 Mb/s"),
+        sized(16, 1024, 200.0).named("16 × 200 Mb/s, 1 GiB, origin 200 Mb/s"),
         late(small(8, 1000.0)).named("8, one every 2 s, origin 1 Gb/s"),
         late(small(8, 200.0)).named("8, one every 2 s, origin 200 Mb/s"),
         late(small(16, 1000.0)).named("16, one every 2 s, origin 1 Gb/s"),
@@ -105,24 +106,23 @@ fn scenarios(large: bool) -> Vec<Scenario> {
         all.push(Scenario { yields: true, ..read.clone() }.named(&format!("{name}, fills yield")));
         all.push(read.named(&name));
     }
-    let big = |nodes, pieces| Scenario::crowd(nodes, pieces, 1000.0, 1000.0);
-    all.extend([big(64, 512).named("64 × 1 Gb/s, 2 GiB, origin 1 Gb/s")]);
+    let big = |nodes, gib: u32| Scenario::crowd(nodes, 1024 * gib, 1000.0, 1000.0);
+    all.extend([big(64, 2).named("64 × 1 Gb/s, 2 GiB, origin 1 Gb/s")]);
     if !large {
         return all;
     }
     all.extend([
-        big(256, 1024).named("256 × 1 Gb/s, 4 GiB, origin 1 Gb/s"),
-        big(1000, 2048).named("1000 × 1 Gb/s, 8 GiB, origin 1 Gb/s"),
-        Scenario { origin: Link::mbit(8000.0).up, ..big(1000, 1024) }
+        big(256, 4).named("256 × 1 Gb/s, 4 GiB, origin 1 Gb/s"),
+        big(1000, 8).named("1000 × 1 Gb/s, 8 GiB, origin 1 Gb/s"),
+        Scenario { origin: Link::mbit(8000.0).up, ..big(1000, 4) }
             .named("1000 × 1 Gb/s, 4 GiB, origin 8 Gb/s"),
-        Scenario { slow: Some((10, 4.0)), ..big(1000, 1024) }.named("1000, 10 % four times slower, 4 GiB"),
-        Scenario { zones: 4, zone_rate: Some(Link::mbit(2000.0).up), ..big(256, 1024) }
+        Scenario { slow: Some((10, 4.0)), ..big(1000, 4) }.named("1000, 10 % four times slower, 4 GiB"),
+        Scenario { zones: 4, zone_rate: Some(Link::mbit(2000.0).up), ..big(256, 4) }
             .named("256 in 4 zones, 2 Gb/s between"),
-        Scenario { faults: (77, Some(Fault::Killed(0.3))), ..big(256, 1024) }
-            .named("256, 30 % killed at 30 %"),
-        Scenario { faults: (12, Some(Fault::Lying)), ..big(256, 1024) }.named("256, 5 % lie"),
+        Scenario { faults: (77, Some(Fault::Killed(0.3))), ..big(256, 4) }.named("256, 30 % killed at 30 %"),
+        Scenario { faults: (12, Some(Fault::Lying)), ..big(256, 4) }.named("256, 5 % lie"),
     ]);
-    all.push(big(5000, 256).named("5000 × 1 Gb/s, 1 GiB, origin 1 Gb/s"));
+    all.push(big(5000, 1).named("5000 × 1 Gb/s, 1 GiB, origin 1 Gb/s"));
     all
 }
 

@@ -30,7 +30,7 @@ pub struct Limits {
     /// Time after which the least useful of enough links gives way to another.
     pub link_time: Duration,
     /// Pieces asked of peers at once, at least and at most; between the two, so many that an answer takes
-    /// `request_time`. Less leaves the link idle while news travels, more binds pieces to peers too early. 64 of 4 MiB
+    /// `request_time`. Less leaves the link idle while news travels, more binds pieces to peers too early. 128 of 2 MiB
     /// in half a second are 4 Gb/s; faster links answer faster.
     pub requests: (usize, usize),
     /// See `requests`.
@@ -111,25 +111,25 @@ impl Default for Limits {
             links: 40,
             far_links: 3,
             link_time: Duration::from_secs(2),
-            requests: (5, 64),
+            requests: (8, 128),
             request_time: Duration::from_millis(500),
             requests_for_demand: 4,
             requests_per_peer: 2,
             copies: 2,
             origin_requests: 2,
-            origin_run: 2,
-            window_first: (6, 32),
+            origin_run: 4,
+            window_first: (8, 64),
             window_time: Duration::from_millis(600),
-            window_max: 2048,
-            uploads: 4,
+            window_max: 4096,
+            uploads: 3,
             uploads_max: 24,
-            upload_queue: 128,
-            upload_queue_per_peer: 16,
+            upload_queue: 256,
+            upload_queue_per_peer: 32,
             upload_rate: None,
             parked_asks: 256,
             have_gap: Duration::from_millis(50),
             have_list: 1024,
-            fetching_list: 16,
+            fetching_list: 32,
             settle: (Duration::from_millis(50), Duration::from_millis(500)),
             request_timeout: Duration::from_millis(2500),
             request_timeout_max: Duration::from_secs(60),

@@ -67,11 +67,6 @@ impl Owners {
         piece / self.group_len
     }
 
-    /// One past the last piece of the group of `piece`; may lie beyond the content.
-    pub(crate) fn group_end(&self, piece: u32) -> u32 {
-        (self.group(piece) + 1) * self.group_len
-    }
-
     /// Participants, this node included.
     pub(crate) fn count(&self) -> usize {
         self.place.len()

@@ -43,8 +43,8 @@ pub(crate) struct Peers {
     each: Option<f64>,
 }
 
-/// What a piece is thought to take before any came: 4 MiB at 170 Mb/s.
-const FIRST_PACE: f64 = 0.2;
+/// What a piece is thought to take before any came: 2 MiB at 170 Mb/s.
+const FIRST_PACE: f64 = 0.1;
 /// Failures in a row after which a link is ended, for peers that have and have not served before.
 const DOUBT: u32 = 4;
 const DOUBT_UNPROVEN: u32 = 2;

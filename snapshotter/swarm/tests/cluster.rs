@@ -19,7 +19,7 @@ fn check(scenario: &Scenario, origin: f64, last: f64) -> Vec<Report> {
 }
 
 fn small(nodes: usize, origin: f64) -> Scenario {
-    Scenario::crowd(nodes, 64, 200.0, origin)
+    Scenario::crowd(nodes, 256, 200.0, origin)
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn flash_crowds_stay_near_the_bound_with_one_origin_copy() {
         }
         check(&small(nodes, 200.0), 1.05, 1.32);
     }
-    check(&Scenario::crowd(64, 512, 1000.0, 1000.0), 1.02, 1.25);
+    check(&Scenario::crowd(64, 2048, 1000.0, 1000.0), 1.02, 1.25);
 }
 
 #[test]

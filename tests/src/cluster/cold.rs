@@ -22,7 +22,7 @@ use super::origin::PORT;
 const READ_LEN: u64 = 4096;
 
 /// Bytes of a piece (docs/format.md).
-pub const PIECE_LEN: u64 = 4 << 20;
+pub const PIECE_LEN: u64 = 2 << 20;
 
 /// A reader thread. It ends when told to, or when nothing is missing any more.
 #[derive(Debug)]

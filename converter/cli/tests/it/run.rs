@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Length of a piece: what is shorter goes into the base layer.
-pub(crate) const PIECE: usize = 4 << 20;
+pub(crate) const PIECE: usize = 2 << 20;
 
 /// A directory for one test, which is also the home and the working directory of the binary.
 pub(crate) struct Place {

@@ -8,7 +8,7 @@ use towline_registry::{Digest, Repository};
 
 use crate::server::client;
 
-const PIECE: u64 = 4 << 20;
+const PIECE: u64 = 2 << 20;
 const PIECES: u64 = 1024;
 
 /// Processor time of this thread.

@@ -120,7 +120,7 @@ async fn who_has_not_the_key_is_not_admitted() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let id = "0123456789abcdef";
     let forged = format!(
-        "GET /v1/contents/{} HTTP/1.1\r\nHost: towline\r\nRange: bytes=0-4194303\r\nAuthorization: Towline \
+        "GET /v1/contents/{} HTTP/1.1\r\nHost: towline\r\nRange: bytes=0-2097151\r\nAuthorization: Towline \
          from={id},number=1,ask=holder,urgent=0,mac={}\r\n\r\n",
         table.content(),
         "0".repeat(64)

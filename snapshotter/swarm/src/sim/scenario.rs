@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use towline_artifact::{PIECE_LEN, piece_count};
+
 use crate::Limits;
 
 /// Rates of a node's link, in bytes of payload a second.
@@ -52,7 +54,7 @@ pub enum OriginDay {
     Throttles(usize, Duration),
     /// It refuses every node's connection from one time to another.
     Away(Duration, Duration),
-    /// It is gone for good once it has sent this share of the model.
+    /// It is gone for good once it has sent this share of the model's pieces, each counted once.
     GoneAfter(f64),
     /// It answers 401 to every second node.
     DeniesHalf,
@@ -65,7 +67,7 @@ pub struct Scenario {
     pub name: String,
     /// How many nodes.
     pub nodes: usize,
-    /// Pieces of 4 MiB of the model.
+    /// Pieces of the model.
     pub pieces: u32,
     /// Contents that share them, as equal as may be: a model's weight files.
     pub files: u32,
@@ -111,13 +113,13 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// A flash crowd of equal nodes in one zone: links of `mbit` Mb/s, an origin of `origin` Mb/s.
+    /// A flash crowd of equal nodes in one zone: a model of `mib` MiB, links of `mbit` Mb/s, an origin of `origin` Mb/s.
     #[must_use]
-    pub fn crowd(nodes: usize, pieces: u32, mbit: f64, origin: f64) -> Self {
+    pub fn crowd(nodes: usize, mib: u32, mbit: f64, origin: f64) -> Self {
         Self {
             name: format!("{nodes} nodes"),
             nodes,
-            pieces,
+            pieces: piece_count(u64::from(mib) << 20),
             files: 1,
             link: Link::mbit(mbit),
             slow: None,
@@ -157,7 +159,7 @@ impl Scenario {
     /// What a piece takes on a node's idle link.
     #[must_use]
     pub fn piece_time(&self) -> Duration {
-        Duration::from_secs_f64(towline_artifact::PIECE_LEN as f64 / self.link.down)
+        Duration::from_secs_f64(PIECE_LEN as f64 / self.link.down)
     }
 
     /// Pieces of a file.
@@ -170,7 +172,7 @@ impl Scenario {
     /// Bytes of the model.
     #[must_use]
     pub fn bytes(&self) -> f64 {
-        f64::from(self.pieces) * towline_artifact::PIECE_LEN as f64
+        f64::from(self.pieces) * PIECE_LEN as f64
     }
 
     /// The link of a node.

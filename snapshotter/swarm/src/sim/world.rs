@@ -1,6 +1,6 @@
 //! The nodes, the messages between them, and the clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use towline_artifact::{ContentId, PIECE_LEN};
@@ -113,6 +113,8 @@ pub(crate) struct World<'a> {
     /// When the last message between two nodes arrives.
     arrivals: HashMap<(usize, usize), Time>,
     at_origin: usize,
+    /// Pieces that the origin has sent to somebody.
+    brought: HashSet<Part>,
     /// Pieces that the origin sent to nodes that lie: cut off by everybody, they help themselves.
     to_liars: u64,
     published: usize,
@@ -183,6 +185,7 @@ impl<'a> World<'a> {
             by_ask: HashMap::new(),
             arrivals: HashMap::new(),
             at_origin: 0,
+            brought: HashSet::new(),
             to_liars: 0,
             published: 0,
             buried: Vec::new(),
@@ -516,7 +519,7 @@ impl<'a> World<'a> {
         let Some(Asked::Origin { content, pieces }) = self.nodes[n].asked.get(&request).cloned() else {
             return;
         };
-        let sent = self.fluid.carried(self.origin) / self.scenario.bytes();
+        let sent = self.brought.len() as f64 / f64::from(self.scenario.pieces);
         let age = self.now.since(Time::ZERO);
         let why = match self.scenario.day {
             OriginDay::Throttles(most, retry) if self.at_origin >= most => {
@@ -584,6 +587,7 @@ impl<'a> World<'a> {
                 return;
             };
             self.verified += 1;
+            self.brought.insert((content, piece));
             self.to_liars += u64::from(self.nodes[to].fault == Some(Fault::Lying));
             self.at(done, Happens::Deliver(to, Event::Verified { request, content, piece }));
             if piece + 1 < pieces.end {
