@@ -264,14 +264,13 @@ async fn ask_on(
     progress();
     let mut told = Instant::now();
     let mut buffer = buffers.take();
-    let bytes = &mut buffer.bytes;
-    bytes.extend_from_slice(&head[head_len..]);
-    if bytes.len() > len {
+    buffer.end().extend_from_slice(&head[head_len..]);
+    if buffer.len() > len {
         return Err(BadHead("more than the piece came").into());
     }
     let mut wakes_at = 1;
-    while bytes.len() < len {
-        let missing = len - bytes.len();
+    while buffer.len() < len {
+        let missing = len - buffer.len();
         if wakes_at != missing.min(WAKE_LEN) {
             wakes_at = missing.min(WAKE_LEN);
             wake_at(&stream, wakes_at);
@@ -285,7 +284,7 @@ async fn ask_on(
             }
             window_at_most(&stream, ANY_WINDOW);
         }
-        if (&mut stream).take(missing as u64).read_buf(bytes).await? == 0 {
+        if (&mut stream).take(missing as u64).read_buf(buffer.end()).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         if told.elapsed() >= PROGRESS {

@@ -83,7 +83,7 @@ impl Fetcher {
         let tools = (&self.pool, &self.buffers, &self.gate);
         let why = match client::ask(tools, &peer, asked, &range, &mut urgent, progress).await {
             Ok(bytes) => {
-                self.directory.received(&peer, bytes.bytes.len() as u64);
+                self.directory.received(&peer, bytes.len() as u64);
                 let events = self.events.clone();
                 let taken = move |taken: &Result<bool, Corrupt>| {
                     tell_taken(&events, request, (content, piece), taken, true);
