@@ -5,7 +5,7 @@
 //! learns of it. (A quarter of all requests move to another peer while they wait, and a new connection on a link that is full
 //! takes half a second to get its share.)
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +31,9 @@ const IDLE_PER_PEER: usize = 32;
 const IDLE: usize = 512;
 /// How long an idle connection is kept; the server keeps it longer.
 const IDLE_TIME: Duration = Duration::from_secs(30);
+/// How long after a reader's piece a connection to each peer is kept for the next: a new one takes several times as long on a
+/// link that is full.
+const READERS: Duration = Duration::from_secs(60);
 /// Bytes of a piece that wake the receiver: few wake-ups on fast links, and on one of 1 Mb/s still two a second.
 const WAKE_LEN: usize = 64 << 10;
 /// What a connection that stands still lets its sender send: a kernel's buffers would take megabytes more of the link.
@@ -59,48 +62,74 @@ pub(crate) enum AskError {
 
 /// Connections that wait for their next request.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<HashMap<PeerId, Vec<(TcpStream, Instant)>>>);
+pub(crate) struct Pool(Mutex<Idle>);
+
+#[derive(Debug, Default)]
+struct Idle {
+    /// Those of each peer, the one used last at the end.
+    by_peer: HashMap<PeerId, VecDeque<(TcpStream, Instant)>>,
+    /// When a reader's piece was last asked for.
+    read: Option<Instant>,
+}
+
+impl Idle {
+    fn count(&self) -> usize {
+        self.by_peer.values().map(VecDeque::len).sum()
+    }
+}
 
 impl Pool {
-    fn take(&self, peer: PeerId) -> Option<TcpStream> {
+    /// A connection to a peer, for a reader's piece if `urgent`. While there are readers, others leave the last one to them, and
+    /// use each in turn so that it is one that knows its path.
+    fn take(&self, peer: PeerId, urgent: bool) -> Option<TcpStream> {
         let mut pool = self.lock();
-        let idle = pool.get_mut(&peer)?;
-        while let Some((stream, since)) = idle.pop() {
-            if since.elapsed() < IDLE_TIME && is_open(&stream) {
+        if urgent {
+            pool.read = Some(Instant::now());
+        }
+        let spared = usize::from(!urgent && pool.read.is_some_and(|at| at.elapsed() < READERS));
+        let idle = pool.by_peer.get_mut(&peer)?;
+        while idle.len() > spared {
+            let taken = if urgent { idle.pop_back() } else { idle.pop_front() };
+            if let Some((stream, since)) = taken
+                && since.elapsed() < IDLE_TIME
+                && is_open(&stream)
+            {
                 return Some(stream);
             }
         }
-        pool.remove(&peer);
+        if idle.is_empty() {
+            pool.by_peer.remove(&peer);
+        }
         None
     }
 
     fn put(&self, peer: PeerId, stream: TcpStream) {
         let mut pool = self.lock();
-        if pool.values().map(Vec::len).sum::<usize>() >= IDLE {
-            pool.retain(|_, idle| {
+        if pool.count() >= IDLE {
+            pool.by_peer.retain(|_, idle| {
                 idle.retain(|(_, since)| since.elapsed() < IDLE_TIME);
                 !idle.is_empty()
             });
         }
-        let room = pool.values().map(Vec::len).sum::<usize>() < IDLE;
-        let idle = pool.entry(peer).or_default();
+        let room = pool.count() < IDLE;
+        let idle = pool.by_peer.entry(peer).or_default();
         if room && idle.len() < IDLE_PER_PEER {
-            idle.push((stream, Instant::now()));
+            idle.push_back((stream, Instant::now()));
         }
     }
 
     /// Connections kept.
     #[cfg(test)]
     pub(crate) fn idle(&self) -> usize {
-        self.lock().values().map(Vec::len).sum()
+        self.lock().count()
     }
 
     /// Closes what is kept for a peer.
     pub(crate) fn forget(&self, peer: PeerId) {
-        self.lock().remove(&peer);
+        self.lock().by_peer.remove(&peer);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PeerId, Vec<(TcpStream, Instant)>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Idle> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,7 +153,7 @@ pub(crate) async fn ask(
     mut progress: impl FnMut(),
 ) -> Result<Buffer, AskError> {
     let id = peer.peer.id;
-    if let Some(stream) = pool.take(id) {
+    if let Some(stream) = pool.take(id, request.urgent) {
         match ask_on(stream, (pool, buffers, gate), peer, &request, range, urgent, &mut progress).await {
             // It was closed while it was idle; nothing of an answer came.
             Err(Tried::Unanswered(_)) => request.number = peer.numbers.next(),
