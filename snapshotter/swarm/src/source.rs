@@ -103,15 +103,19 @@ impl Swarm {
         if c.lent.get(&piece).is_some_and(|&until| until > now) {
             return;
         }
+        let mine = c.owners.owner(piece, 0) == Some(me);
+        let urgent = c.is_urgent(piece);
         let fetched = c.is_fetched_by_link(piece);
         if fetched && elapsed < 2 * step {
+            // For a reader also from who fetches it for its fill: it then hurries, and sends it before anybody hears of it.
+            if urgent && !mine && !c.tries.contains_key(&piece) && !self.is_owner_only() {
+                self.ask_owner(slot, piece, urgent, now, out);
+            }
             return;
         }
         if fetched {
             c.note_idle_talk(piece);
         }
-        let mine = c.owners.owner(piece, 0) == Some(me);
-        let urgent = c.is_urgent(piece);
         if self.is_owner_only() {
             let late = elapsed >= crate::owner_only::OWNER_PATIENCE;
             if self.brings_as_owner(slot, piece, now) && !self.ask_far(slot, piece, urgent, late, now, out) {

@@ -319,6 +319,30 @@ fn who_says_to_fetch_and_does_not_is_waited_for_once() {
 }
 
 #[test]
+fn a_reader_asks_the_owner_also_for_what_that_says_to_fetch() {
+    let mut node = Node::new(&[2, 3]);
+    let have = Have {
+        pieces: HavePieces::More(Arc::from([])),
+        fetching: (0..16).collect(),
+        queue: 0,
+        given: 0,
+        known: 0,
+        origin_pause: Duration::ZERO,
+        denied: false,
+    };
+    node.apply(Event::Have { content: CONTENT, from: PeerId(2), have });
+    let mut asked = 0;
+    for piece in 0..16 {
+        for effect in node.demand(piece) {
+            let Effect::Request { ask, urgent, .. } = effect else { panic!("{effect:?}") };
+            assert_eq!((ask, urgent), (Ask::Owner { forwarded: false }, true));
+            asked += 1;
+        }
+    }
+    assert!((5..16).contains(&asked), "two of three pieces are others': {asked}");
+}
+
+#[test]
 fn a_flood_of_messages_is_cut_off() {
     let mut node = Node::new(&[2, 3]);
     for _ in 0..10_000 {
