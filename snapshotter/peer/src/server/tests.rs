@@ -130,11 +130,11 @@ async fn pieces_and_refusals_arrive_as_they_are_over_one_connection() {
         let (answer, ()) = tokio::join!(asking, answering);
         match (answer, refusal) {
             (Ok(got), None) => {
-                assert!(got.bytes == bench.bytes[range.start as usize..range.end as usize]);
+                assert!(got.as_ref() == &bench.bytes[range.start as usize..range.end as usize]);
                 assert!(told >= 1, "progress is told");
             }
             (Err(AskError::Refused(why)), Some(expected)) => assert_eq!(why, expected),
-            (answer, _) => panic!("{:?}", answer.map(|buffer| buffer.bytes.len())),
+            (answer, _) => panic!("{:?}", answer.map(|buffer| buffer.len())),
         }
     }
     assert_eq!(bench.directory.bytes_to.load(Ordering::Relaxed), PIECE_LEN + 2000);
@@ -243,7 +243,7 @@ async fn who_gives_up_while_waiting_is_told_and_its_connection_serves_on() {
     let (request, range) = (bench.request(1), piece_range(1, FILE_LEN));
     let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || ());
     let (answer, ()) = tokio::join!(asking, bench.serve_next());
-    assert!(answer.unwrap().bytes == bench.bytes[range.start as usize..]);
+    assert!(answer.unwrap().as_ref() == &bench.bytes[range.start as usize..]);
     assert_eq!(pool.idle(), 1);
 }
 
@@ -350,5 +350,22 @@ async fn answers_that_lie_or_break_off_are_no_pieces() {
     let server = Arc::new(Connected { bulk, ..clone_of(&bench.server) });
     let answer =
         ask((&pool, &buffers, &Gate::default()), &server, bench.request(1), &range, &mut fill(), || {}).await;
-    assert_eq!(answer.unwrap().bytes, [7; 1000], "what is proven is taken; the engine checks the bytes");
+    assert_eq!(answer.unwrap().as_ref(), [7; 1000], "what is proven is taken; the engine checks the bytes");
+}
+
+#[tokio::test]
+async fn while_there_are_readers_fills_leave_them_a_connection() {
+    let mut bench = Bench::start().await;
+    let (pool, server) = (Arc::new(Pool::default()), Arc::new(clone_of(&bench.server)));
+    let (buffers, gate, range) = (Buffers::default(), Gate::default(), piece_range(0, FILE_LEN));
+    // Whether a reader waits, and the connections kept after it.
+    for (reads, kept) in [(false, 1), (false, 1), (true, 1), (false, 2), (true, 2), (false, 2)] {
+        let mut urgent = tokio::sync::watch::channel(reads).1;
+        let request = PieceRequest { urgent: reads, ..bench.request(0) };
+        let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || ());
+        let (answer, ()) = tokio::join!(asking, bench.serve_next());
+        answer.unwrap();
+        assert!(matches!(bench.events.recv().await, Some(UploadEvent::Ended { .. })));
+        assert_eq!(pool.idle(), kept);
+    }
 }
