@@ -5,7 +5,7 @@
 //! learns of it. (A quarter of all requests move to another peer while they wait, and a new connection on a link that is full
 //! takes half a second to get its share.)
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,9 +31,6 @@ const IDLE_PER_PEER: usize = 32;
 const IDLE: usize = 512;
 /// How long an idle connection is kept; the server keeps it longer.
 const IDLE_TIME: Duration = Duration::from_secs(30);
-/// How long after a reader's piece a connection to each peer is kept for the next: a new one takes several times as long on a
-/// link that is full.
-const READERS: Duration = Duration::from_secs(60);
 /// Bytes of a piece that wake the receiver: few wake-ups on fast links, and on one of 1 Mb/s still two a second.
 const WAKE_LEN: usize = 64 << 10;
 /// What a connection that stands still lets its sender send: a kernel's buffers would take megabytes more of the link.
@@ -60,73 +57,56 @@ pub(crate) enum AskError {
     Status(u16),
 }
 
-/// Connections that wait for their next request.
+/// Connections that wait for their next request, of each peer, and apart those that carried a reader's piece last.
+///
+/// Readers find one that knows its path: a new one stays at a fraction of a link that is full, and one of the fill's may have
+/// just stood still, with a window that must grow again.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<Idle>);
 
-#[derive(Debug, Default)]
-struct Idle {
-    /// Those of each peer, the one used last at the end.
-    by_peer: HashMap<PeerId, VecDeque<(TcpStream, Instant)>>,
-    /// When a reader's piece was last asked for.
-    read: Option<Instant>,
-}
-
-impl Idle {
-    fn count(&self) -> usize {
-        self.by_peer.values().map(VecDeque::len).sum()
-    }
-}
+/// By peer and whether they are the readers', those used last at the end, with since when they are idle.
+type Idle = HashMap<(PeerId, bool), Vec<(TcpStream, Instant)>>;
 
 impl Pool {
-    /// A connection to a peer, for a reader's piece if `urgent`. While there are readers, others leave the last one to them, and
-    /// use each in turn so that it is one that knows its path.
+    /// A connection for a reader's piece if `urgent`; readers may take one of the fill's, but not the other way round.
     fn take(&self, peer: PeerId, urgent: bool) -> Option<TcpStream> {
         let mut pool = self.lock();
-        if urgent {
-            pool.read = Some(Instant::now());
-        }
-        let spared = usize::from(!urgent && pool.read.is_some_and(|at| at.elapsed() < READERS));
-        let idle = pool.by_peer.get_mut(&peer)?;
-        while idle.len() > spared {
-            let taken = if urgent { idle.pop_back() } else { idle.pop_front() };
-            if let Some((stream, since)) = taken
-                && since.elapsed() < IDLE_TIME
-                && is_open(&stream)
-            {
-                return Some(stream);
+        for kind in [urgent, false] {
+            let Some(idle) = pool.get_mut(&(peer, kind)) else { continue };
+            while let Some((stream, since)) = idle.pop() {
+                if since.elapsed() < IDLE_TIME && is_open(&stream) {
+                    return Some(stream);
+                }
             }
-        }
-        if idle.is_empty() {
-            pool.by_peer.remove(&peer);
+            pool.remove(&(peer, kind));
         }
         None
     }
 
-    fn put(&self, peer: PeerId, stream: TcpStream) {
+    fn put(&self, peer: PeerId, urgent: bool, stream: TcpStream) {
         let mut pool = self.lock();
-        if pool.count() >= IDLE {
-            pool.by_peer.retain(|_, idle| {
+        if pool.values().map(Vec::len).sum::<usize>() >= IDLE {
+            pool.retain(|_, idle| {
                 idle.retain(|(_, since)| since.elapsed() < IDLE_TIME);
                 !idle.is_empty()
             });
         }
-        let room = pool.count() < IDLE;
-        let idle = pool.by_peer.entry(peer).or_default();
+        let room = pool.values().map(Vec::len).sum::<usize>() < IDLE;
+        let idle = pool.entry((peer, urgent)).or_default();
         if room && idle.len() < IDLE_PER_PEER {
-            idle.push_back((stream, Instant::now()));
+            idle.push((stream, Instant::now()));
         }
     }
 
     /// Connections kept.
     #[cfg(test)]
     pub(crate) fn idle(&self) -> usize {
-        self.lock().count()
+        self.lock().values().map(Vec::len).sum()
     }
 
     /// Closes what is kept for a peer.
     pub(crate) fn forget(&self, peer: PeerId) {
-        self.lock().by_peer.remove(&peer);
+        self.lock().retain(|(of, _), _| *of != peer);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Idle> {
@@ -188,6 +168,7 @@ struct Waiting {
     pool: Arc<Pool>,
     peer: Arc<Connected>,
     number: u64,
+    urgent: bool,
     range: Range<u64>,
 }
 
@@ -218,11 +199,11 @@ impl Drop for Waiting {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let (pool, peer) = (Arc::clone(&self.pool), Arc::clone(&self.peer));
-            let (number, range) = (self.number, self.range.clone());
+            let (number, urgent, range) = (self.number, self.urgent, self.range.clone());
             runtime.spawn(async move {
                 let withdrawn = withdraw(stream, number, &range, &peer);
                 if let Ok(Some(stream)) = tokio::time::timeout(WITHDRAW_TIMEOUT, withdrawn).await {
-                    pool.put(peer.peer.id, stream);
+                    pool.put(peer.peer.id, urgent, stream);
                 }
             });
         }
@@ -264,6 +245,7 @@ async fn ask_on(
         pool: Arc::clone(pool),
         peer: Arc::clone(peer),
         number: request.number,
+        urgent: request.urgent,
         range: range.clone(),
     };
     let mut head = Vec::with_capacity(MAX_HEAD_LEN);
@@ -285,7 +267,7 @@ async fn ask_on(
     let len = match answer {
         Answer::Piece(len) => usize::try_from(len).expect("at most a piece"),
         Answer::Refused(why) => {
-            pool.put(peer.peer.id, stream);
+            pool.put(peer.peer.id, request.urgent, stream);
             return Err(AskError::Refused(why).into());
         }
         Answer::Other(status) => return Err(AskError::Status(status).into()),
@@ -324,6 +306,6 @@ async fn ask_on(
     if wakes_at != 1 {
         wake_at(&stream, 1);
     }
-    pool.put(peer.peer.id, stream);
+    pool.put(peer.peer.id, request.urgent, stream);
     Ok(buffer)
 }

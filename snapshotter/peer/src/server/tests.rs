@@ -354,12 +354,12 @@ async fn answers_that_lie_or_break_off_are_no_pieces() {
 }
 
 #[tokio::test]
-async fn while_there_are_readers_fills_leave_them_a_connection() {
+async fn readers_have_connections_of_their_own() {
     let mut bench = Bench::start().await;
     let (pool, server) = (Arc::new(Pool::default()), Arc::new(clone_of(&bench.server)));
     let (buffers, gate, range) = (Buffers::default(), Gate::default(), piece_range(0, FILE_LEN));
     // Whether a reader waits, and the connections kept after it.
-    for (reads, kept) in [(false, 1), (false, 1), (true, 1), (false, 2), (true, 2), (false, 2)] {
+    for (reads, kept) in [(false, 1), (false, 1), (true, 1), (true, 1), (false, 2), (true, 2), (false, 2)] {
         let mut urgent = tokio::sync::watch::channel(reads).1;
         let request = PieceRequest { urgent: reads, ..bench.request(0) };
         let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || ());
