@@ -160,7 +160,7 @@ impl Content {
             under_way: BTreeMap::new(),
             copies: vec![0; pieces as usize],
             near: vec![0; pieces as usize],
-            owners: Owners::new(id, pieces, limits.origin_run, me, limits.participants),
+            owners: Owners::new(id, pieces, limits.origin_group, me, limits.participants),
             joined: IdMap::default(),
             introduced: false,
             links: Vec::new(),

@@ -40,17 +40,17 @@ pub(crate) struct Owners {
     capacity: usize,
 }
 
-/// Pieces that have their owner in common: the more pieces, the more, up to `run`.
+/// Pieces that have their owner in common: the more pieces, the more, up to `most`.
 ///
 /// A function of the content alone, so that all nodes agree. 256 groups are enough to spread ownership; larger groups
 /// make larger requests to the origin.
-pub(crate) fn group_len(pieces: u32, run: u32) -> u32 {
-    (pieces / 256).clamp(1, run.max(1))
+pub(crate) fn group_len(pieces: u32, most: u32) -> u32 {
+    (pieces / 256).clamp(1, most.max(1))
 }
 
 impl Owners {
-    pub(crate) fn new(content: ContentId, pieces: u32, run: u32, me: Peer, capacity: usize) -> Self {
-        let group_len = group_len(pieces, run);
+    pub(crate) fn new(content: ContentId, pieces: u32, group_most: u32, me: Peer, capacity: usize) -> Self {
+        let group_len = group_len(pieces, group_most);
         let seed = content
             .0
             .chunks_exact(8)
