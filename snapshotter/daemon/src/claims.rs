@@ -269,7 +269,7 @@ mod tests {
             chain_id: towline_artifact::chain_id(parent, diff_id).to_string(),
             parent_chain: parent.map(|parent| parent.to_string()),
             parent_is_ordinary: false,
-            labels: [(VERSION_LABEL.to_owned(), "1".to_owned())].into(),
+            labels: [(VERSION_LABEL.to_owned(), FORMAT_VERSION.to_string())].into(),
         }
     }
 

@@ -87,7 +87,7 @@ async fn patterns_select_and_a_dry_run_writes_nothing() {
         run.stdout
     );
     assert!(
-        run.stdout.contains("    1      1  4.0 MiB  move    model-00001-of-00002.safetensors\n"),
+        run.stdout.contains("    1      1  2.0 MiB  move    model-00001-of-00002.safetensors\n"),
         "{}",
         run.stdout
     );
