@@ -46,8 +46,8 @@ pub struct Limits {
     /// The most pieces of an owner group: 4 MiB. One owner has to pass on all of it, so with 8 MiB 250 nodes of an origin that is
     /// eight times as fast as a link end at 1.70 of the bound, not at 1.33 (simulated).
     pub origin_group: u32,
-    /// The most pieces of one request to the origin: 8 MiB, so that a round trip or a redirect per request does not weigh much where
-    /// few take part. With 16 MiB the last pieces of a run wait for the first, and the swarm with them.
+    /// The most pieces of one request to the origin: 8 MiB, so that a round trip or a redirect per request does not weigh much for who
+    /// is alone. With 16 MiB the last pieces of a run wait for the first, and the swarm with them.
     pub origin_run: u32,
     /// Pieces that the cluster (of one zone) may have under way at the origin before it knows the origin's rate.
     /// Between these two, a sixteenth of the participants.

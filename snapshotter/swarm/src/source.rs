@@ -255,15 +255,11 @@ impl Swarm {
             return;
         }
         let run = if pulled { 1 } else { self.limits.origin_run };
-        let me = self.me.id;
         let c = self.content(slot);
         let urgent = c.is_urgent(piece);
         let limit = c.pieces.min(piece + run);
-        // The rest of the group, and what follows if it is this node's, too: one request of who is alone brings a whole run.
-        let turn = |next: u32| {
-            c.owners.group(next) == c.owners.group(piece)
-                || !out_of_turn && c.owners.first_owner(next) == Some(me)
-        };
+        // The rest of the group; of who is alone, a whole run. (With two, long runs of the first keep what the second could bring.)
+        let turn = |next: u32| c.owners.group(next) == c.owners.group(piece) || c.owners.count() == 1;
         let more =
             |&next: &u32| c.open.has(next) && !c.seen.has(next) && !c.is_fetched_by_link(next) && turn(next);
         let pieces = piece..piece + 1 + (piece + 1..limit).take_while(more).count() as u32;
