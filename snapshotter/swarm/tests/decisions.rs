@@ -110,16 +110,16 @@ fn alone_a_reader_goes_to_the_origin_at_once() {
 }
 
 #[test]
-fn who_is_alone_asks_the_origin_for_a_run_and_who_is_not_for_what_it_owns() {
+fn who_is_alone_asks_the_origin_for_a_run_and_who_is_not_for_its_group() {
     let run = |others: &[u64]| {
         let mut node = Node::new(others);
         let effects = node.apply(Event::Fill { content: CONTENT, on: true });
         asked_of(&effects, CONTENT).into_iter().map(|(_, pieces)| pieces).collect::<Vec<_>>()
     };
     assert_eq!(run(&[]), [0..4, 4..8]);
-    // In groups of one piece, it owns a third of them: two in a row now and then, four hardly ever.
+    // Groups of so short a content are of one piece.
     let some = run(&[2, 3]);
-    assert!(!some.is_empty() && some.iter().all(|pieces| pieces.len() < 4), "{some:?}");
+    assert!(!some.is_empty() && some.iter().all(|pieces| pieces.len() == 1), "{some:?}");
 }
 
 #[test]
