@@ -166,6 +166,7 @@ fn to_have(content: &ContentId, have: &Have) -> api::Have {
         content: content.0.to_vec(),
         pieces: Some(pieces),
         fetching: have.fetching.to_vec(),
+        awaiting: have.awaiting.to_vec(),
         queue: have.queue.into(),
         given: have.given.into(),
         known: have.known,
@@ -183,6 +184,7 @@ fn from_have(have: api::Have) -> Result<Message, WireError> {
     let have = Have {
         pieces,
         fetching: list(have.fetching)?,
+        awaiting: list(have.awaiting)?,
         queue: u16::try_from(have.queue).unwrap_or(u16::MAX),
         given: u16::try_from(have.given).unwrap_or(u16::MAX),
         known: have.known,
@@ -277,19 +279,23 @@ mod tests {
         ];
         let hints = (
             prop::collection::vec(any::<u32>(), 0..9),
+            prop::collection::vec(any::<u32>(), 0..9),
             any::<(u16, u16)>(),
             any::<u32>(),
             any::<u32>(),
             any::<bool>(),
         );
-        (pieces, hints).prop_map(|(pieces, (fetching, (queue, given), known, pause, denied))| Have {
-            pieces,
-            fetching: fetching.into(),
-            queue,
-            given,
-            known,
-            origin_pause: Duration::from_millis(pause.into()),
-            denied,
+        (pieces, hints).prop_map(|(pieces, (fetching, awaiting, (queue, given), known, pause, denied))| {
+            Have {
+                pieces,
+                fetching: fetching.into(),
+                awaiting: awaiting.into(),
+                queue,
+                given,
+                known,
+                origin_pause: Duration::from_millis(pause.into()),
+                denied,
+            }
         })
     }
 

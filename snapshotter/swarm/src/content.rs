@@ -32,6 +32,7 @@ pub(crate) struct Link {
     pub(crate) doubted: bool,
     pub(crate) have: Bitmap,
     pub(crate) fetching: Arc<[u32]>,
+    pub(crate) awaiting: Arc<[u32]>,
     /// By how many uploads more it wants to count as busy.
     pub(crate) given: u16,
     /// It said to be fetching a piece that then did not come: its word on that counts no more.
@@ -51,6 +52,11 @@ pub(crate) struct Parked {
 }
 
 impl Link {
+    /// Whether it says to be bringing a piece into its zone.
+    pub(crate) fn brings(&self, piece: u32) -> bool {
+        self.fetching.contains(&piece) || self.awaiting.contains(&piece)
+    }
+
     /// Counts a message; false when there are too many.
     pub(crate) fn may_tell(&mut self, now: Time) -> bool {
         let (left, at) = self.allowance;
@@ -110,6 +116,7 @@ pub(crate) struct Content {
     pub(crate) changed_link: Time,
     /// Pieces that came since the links were told.
     pub(crate) unsent: Vec<u32>,
+    /// Pieces under way from the origin or another zone.
     pub(crate) fetching: Vec<u32>,
     pub(crate) fetching_changed: bool,
     pub(crate) last_sent: Time,
@@ -369,7 +376,8 @@ impl Content {
             far,
             doubted,
             have: Bitmap::new(self.pieces),
-            fetching: Arc::from([]),
+            fetching: Arc::default(),
+            awaiting: Arc::default(),
             given: 0,
             talks: false,
             allowance: (HAVE_BURST, Time::ZERO),
@@ -483,14 +491,22 @@ impl Content {
 
     /// A piece that links say they fetch did not come for long.
     pub(crate) fn note_idle_talk(&mut self, piece: u32) {
-        for link in self.links.iter_mut().filter(|link| link.fetching.contains(&piece)) {
+        for link in self.links.iter_mut().filter(|link| link.brings(piece)) {
             link.talks = true;
         }
     }
 
-    /// Whether a link says that it is getting a piece from a source.
+    /// Whether a link says that it is bringing a piece to where this node can get it.
+    ///
+    /// For whom other zones ask (the first owner) that is who went to the origin, in whatever zone; not who asked another zone, for
+    /// that may in the end be waiting for this node. For all others it is anybody of their zone.
     pub(crate) fn is_fetched_by_link(&self, piece: u32) -> bool {
-        self.links.iter().any(|link| !link.far && !link.talks && link.fetching.contains(&piece))
+        let mut bringing = self.links.iter().filter(|link| !link.talks && link.brings(piece)).peekable();
+        if bringing.peek().is_none() {
+            return false;
+        }
+        let first = self.owners.is_first(piece);
+        bringing.any(|link| if first { link.fetching.contains(&piece) } else { !link.far })
     }
 }
 

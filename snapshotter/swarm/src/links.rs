@@ -225,7 +225,7 @@ impl Swarm {
                 more.len() > self.limits.have_list || more.iter().any(|&piece| piece >= c.pieces)
             }
         };
-        pieces || have.fetching.len() > self.limits.fetching_list
+        pieces || have.fetching.len().max(have.awaiting.len()) > self.limits.fetching_list
     }
 
     /// Whether there is room for a link with a peer that has `have`: a link between two that have all gives way.
@@ -252,6 +252,7 @@ impl Swarm {
         let pieces = c.pieces;
         let link = &mut c.links[at];
         link.fetching = Arc::clone(&have.fetching);
+        link.awaiting = Arc::clone(&have.awaiting);
         link.given = have.given.min(GIVEN_MAX);
         if matches!(have.pieces, HavePieces::All(_)) {
             link.offered = None;
@@ -345,10 +346,18 @@ impl Swarm {
         let queue = u16::try_from(uploads).unwrap_or(u16::MAX);
         let (origin_pause, denied) = (self.origin.shared_pause(now), self.denied_until.is_some());
         let given = self.given(slot);
-        let c = self.content(slot);
+        let Self { contents, flights, .. } = self;
+        let c = contents[slot].as_mut().expect("named slots hold a content");
         (c.sent_queue, c.sent_given) = (uploads, given);
-        let fetching = Arc::from(&c.fetching[..]);
-        let have = Have { pieces, fetching, queue, given, known: c.known(), origin_pause, denied };
+        let at_origin = |piece: &u32| {
+            let requests = c.under_way.get(piece).into_iter().flatten();
+            requests
+                .filter_map(|id| flights.get(id))
+                .any(|flight| flight.target == crate::swarm::Target::Origin)
+        };
+        let (fetching, awaiting): (Vec<u32>, _) = c.fetching.iter().partition(|piece| at_origin(piece));
+        let (fetching, awaiting) = (fetching.into(), Vec::into(awaiting));
+        let have = Have { pieces, fetching, awaiting, queue, given, known: c.known(), origin_pause, denied };
         out.push(Effect::SendHave { content: c.id, to, have });
     }
 }

@@ -15,8 +15,10 @@ use crate::{Bitmap, Peer, PeerId, RequestId, Time, UploadId};
 pub struct Have {
     /// The pieces.
     pub pieces: HavePieces,
-    /// Pieces the sender is getting from a source (the origin or another zone) now. At most `Limits::fetching_list`.
+    /// Pieces that the sender is getting from the origin now. At most `Limits::fetching_list`.
     pub fetching: Arc<[u32]>,
+    /// Pieces that it has asked another zone for. At most as many.
+    pub awaiting: Arc<[u32]>,
     /// Uploads of the sender, under way and waiting.
     pub queue: u16,
     /// By how many uploads more it should count as busy: it has everything and gave it away before.
@@ -27,6 +29,23 @@ pub struct Have {
     pub origin_pause: Duration,
     /// Whether the origin refuses the sender's credentials: then it owns nothing.
     pub denied: bool,
+}
+
+impl Have {
+    /// Pieces and no hints.
+    #[must_use]
+    pub fn new(pieces: HavePieces) -> Self {
+        Self {
+            pieces,
+            fetching: Arc::default(),
+            awaiting: Arc::default(),
+            queue: 0,
+            given: 0,
+            known: 0,
+            origin_pause: Duration::ZERO,
+            denied: false,
+        }
+    }
 }
 
 /// The pieces of a [`Have`].

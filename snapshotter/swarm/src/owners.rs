@@ -196,6 +196,11 @@ impl Owners {
         firsts.max_by(|a, b| a.score.total_cmp(&b.score)).map(|choice| choice.id)
     }
 
+    /// Whether that is this node.
+    pub(crate) fn is_first(&self, piece: u32) -> bool {
+        self.owner(piece, 0) == Some(self.me.id) && self.first_owner(piece) == Some(self.me.id)
+    }
+
     /// How many of this node's zone would own a piece before this node.
     pub(crate) fn my_rank(&self, piece: u32) -> usize {
         let group = self.group(piece);

@@ -56,12 +56,12 @@ impl Swarm {
     /// Whether a reader's node is to bring a piece that is this node's from the origin: then it has it after one transfer and not
     /// two. Only the first that asks, and only for what nobody else brings or waits for; so it comes from there once.
     fn lend(&mut self, slot: usize, piece: u32, to: PeerId, now: Time) -> bool {
-        let (me, time) = (self.me, self.takeover(slot, true));
+        let time = self.takeover(slot, true);
         let settled = self.is_settled(slot, true, now) && !self.origin.is_paused(now);
         let c = self.content(slot);
         let link = c.link_of.get(&to).map(|&at| &c.links[at]);
         let near = link.is_some_and(|link| !link.far && !link.doubted);
-        let mine = c.owners.owner(piece, 0) == Some(me.id) && c.owners.first_owner(piece) == Some(me.id);
+        let mine = c.owners.is_first(piece);
         let idle = !c.under_way.contains_key(&piece)
             && !c.pulls.contains(&piece)
             && !c.lent.contains_key(&piece)

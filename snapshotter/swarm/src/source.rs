@@ -226,10 +226,14 @@ impl Swarm {
     fn note_fetching(&mut self, slot: usize, piece: u32) {
         let most = self.limits.fetching_list;
         let c = self.content(slot);
-        if c.fetching.len() < most && !c.fetching.contains(&piece) {
+        if !c.fetching.contains(&piece) {
+            if c.fetching.len() >= most {
+                return;
+            }
             c.fetching.push(piece);
-            c.fetching_changed = true;
         }
+        // Also when only where it comes from is new.
+        c.fetching_changed = true;
     }
 
     pub(crate) fn ask_origin(

@@ -159,7 +159,7 @@ impl Swarm {
     pub(crate) fn is_excused(&self, slot: usize, peer: PeerId, piece: u32, now: Time) -> bool {
         let Some(c) = &self.contents[slot] else { return false };
         let link = c.link_of.get(&peer).map(|&at| &c.links[at]);
-        self.origin.is_paused(now) || link.is_some_and(|link| link.fetching.contains(&piece))
+        self.origin.is_paused(now) || link.is_some_and(|link| link.brings(piece))
     }
 
     /// How long a request to a peer may go without a byte. A peer's line is part of it, so it grows with the load.

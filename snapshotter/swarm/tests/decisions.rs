@@ -47,15 +47,7 @@ impl Node {
     }
 
     fn say(&mut self, id: u64, pieces: HavePieces, origin_pause: Duration) -> Vec<Effect> {
-        let have = Have {
-            pieces,
-            fetching: Arc::from([]),
-            queue: 0,
-            given: 0,
-            known: 0,
-            origin_pause,
-            denied: false,
-        };
+        let have = Have { origin_pause, ..Have::new(pieces) };
         self.apply(Event::Have { content: CONTENT, from: PeerId(id), have })
     }
 
@@ -144,15 +136,7 @@ fn who_gave_much_is_asked_after_who_is_a_little_busy_but_not_after_any_line() {
         for (id, queue, given) in [(2, 0, 24), (3, queue, 0)] {
             let mut has = Bitmap::new(32);
             has.set(9);
-            let have = Have {
-                pieces: HavePieces::All(Arc::new(has)),
-                fetching: Arc::from([]),
-                queue,
-                given,
-                known: 1,
-                origin_pause: Duration::ZERO,
-                denied: false,
-            };
+            let have = Have { queue, given, known: 1, ..Have::new(HavePieces::All(Arc::new(has))) };
             node.apply(Event::Have { content: CONTENT, from: PeerId(id), have });
         }
         let out = node.demand(9);
@@ -289,16 +273,7 @@ fn who_says_to_fetch_and_does_not_is_waited_for_once() {
         let from = node.swarm.have(CONTENT).unwrap().first_absent(0);
         let fetching: Vec<u32> = (from..32).take(16).collect();
         let pieces = HavePieces::More(Arc::from([]));
-        let origin_pause = Duration::ZERO;
-        let have = Have {
-            pieces,
-            fetching: fetching.into(),
-            queue: 0,
-            given: 0,
-            known: 0,
-            origin_pause,
-            denied: false,
-        };
+        let have = Have { fetching: fetching.into(), ..Have::new(pieces) };
         effects.extend(node.apply(Event::Have { content: CONTENT, from: PeerId(2), have }));
         effects.extend(node.pass(100));
         while let Some(effect) = effects.pop() {
@@ -318,18 +293,82 @@ fn who_says_to_fetch_and_does_not_is_waited_for_once() {
     panic!("not complete in a minute");
 }
 
+/// A node of zone 0 that is the first owner of all pieces but those that `other` of zone 1 owns, with a link to both it and
+/// `neighbour` of its own zone, which owns nothing.
+fn node_between(other: u64, neighbour: u64) -> Node {
+    let mut node = Node::new(&[]);
+    let peer = |id, zone, weight| Peer { id: PeerId(id), zone: Zone(zone), weight };
+    let peers = vec![peer(other, 1, 1), peer(neighbour, 0, 0)];
+    node.apply(Event::Joined { content: CONTENT, peers });
+    node.tell(other, &[]);
+    node.tell(neighbour, &[]);
+    node
+}
+
+fn at_origin(effects: &[Effect]) -> Vec<u32> {
+    let runs = effects.iter().filter_map(|effect| match effect {
+        Effect::AskOrigin { pieces, .. } => Some(pieces.clone()),
+        _ => None,
+    });
+    runs.flatten().collect()
+}
+
+#[test]
+fn the_first_owner_waits_for_who_is_at_the_origin_and_not_for_who_may_wait_for_it() {
+    let pieces: Arc<[u32]> = (0..16).collect();
+    // Who fetches and in which list, whether it is waited for.
+    for (from, is_awaiting, waits) in [(3, false, true), (3, true, false), (2, false, true), (2, true, false)]
+    {
+        let mut node = node_between(2, 3);
+        let none = || Have::new(HavePieces::More(Arc::from([])));
+        let have = match is_awaiting {
+            true => Have { awaiting: pieces.clone(), ..none() },
+            false => Have { fetching: pieces.clone(), ..none() },
+        };
+        node.apply(Event::Have { content: CONTENT, from: PeerId(from), have });
+        // The other zone asks for what this node owns; a while passes that is much shorter than what a silent owner has.
+        let mut effects = Vec::new();
+        for piece in 0..16 {
+            let (upload, ask) = (UploadId(piece.into()), Ask::Owner { forwarded: false });
+            let (content, from, urgent) = (CONTENT, PeerId(2), false);
+            effects.extend(node.apply(Event::UploadRequested { upload, from, content, piece, ask, urgent }));
+        }
+        effects.extend(node.pass(200));
+        assert_eq!(at_origin(&effects).is_empty(), waits, "{from}, awaiting: {is_awaiting}: {effects:?}");
+    }
+}
+
+#[test]
+fn what_another_zone_was_asked_for_is_told_apart_from_what_comes_from_the_origin() {
+    let mut node = node_between(2, 3);
+    let mut effects = node.apply(Event::Fill { content: CONTENT, on: true });
+    effects.extend(node.pass(200));
+    let asked: Vec<u32> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Request { to: PeerId(2), piece, .. } => Some(*piece),
+            _ => None,
+        })
+        .collect();
+    let fetched = at_origin(&effects);
+    let told = effects.iter().rev().find_map(|effect| match effect {
+        Effect::SendHave { have, .. } => Some(have),
+        _ => None,
+    });
+    let told = told.expect("links are told");
+    let sorted = |pieces: &[u32]| {
+        let mut pieces = pieces.to_vec();
+        pieces.sort_unstable();
+        pieces
+    };
+    assert!(!asked.is_empty() && !fetched.is_empty(), "{effects:?}");
+    assert_eq!((sorted(&told.fetching), sorted(&told.awaiting)), (sorted(&fetched), sorted(&asked)));
+}
+
 #[test]
 fn a_reader_asks_the_owner_also_for_what_that_says_to_fetch() {
     let mut node = Node::new(&[2, 3]);
-    let have = Have {
-        pieces: HavePieces::More(Arc::from([])),
-        fetching: (0..16).collect(),
-        queue: 0,
-        given: 0,
-        known: 0,
-        origin_pause: Duration::ZERO,
-        denied: false,
-    };
+    let have = Have { fetching: (0..16).collect(), ..Have::new(HavePieces::More(Arc::from([]))) };
     node.apply(Event::Have { content: CONTENT, from: PeerId(2), have });
     let mut asked = 0;
     for piece in 0..16 {

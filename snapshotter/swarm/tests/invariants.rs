@@ -169,7 +169,15 @@ impl Model {
                 assert!(self.requests.remove(&request).is_some(), "cancels what is not")
             }
             Effect::SendHave { to, have, .. } => {
-                assert!(!to.is_empty() && have.fetching.len() <= self.limits.fetching_list);
+                assert!(!to.is_empty());
+                for (list, at_origin) in [(&have.fetching, true), (&have.awaiting, false)] {
+                    assert!(list.len() <= self.limits.fetching_list);
+                    let under_way = |piece: &u32| {
+                        let mut all = self.requests.values();
+                        all.any(|(peer, pieces)| peer.is_none() == at_origin && pieces.contains(piece))
+                    };
+                    assert!(list.iter().all(under_way), "tells of what is not under way");
+                }
                 let pieces: Vec<u32> = match &have.pieces {
                     HavePieces::All(all) => all.iter().collect(),
                     HavePieces::More(more) => more.to_vec(),
@@ -222,15 +230,7 @@ impl Model {
             self.told.entry(from).or_default().extend(pieces);
             HavePieces::More(pieces.into())
         };
-        let have = Have {
-            pieces,
-            fetching: Arc::from([]),
-            queue: 3,
-            given: 0,
-            known,
-            origin_pause: Duration::ZERO,
-            denied: false,
-        };
+        let have = Have { queue: 3, known, ..Have::new(pieces) };
         self.apply(Event::Have { content: CONTENT, from, have });
     }
 
@@ -310,9 +310,10 @@ impl Model {
                     2 => HavePieces::All(Arc::new(Bitmap::full(PIECES + 1))),
                     _ => HavePieces::More(vec![u32::MAX].into()),
                 };
-                let (fetching, origin_pause) = (vec![7; 3].into(), Duration::MAX);
+                let (fetching, origin_pause): (Arc<[u32]>, _) = (vec![7; 3].into(), Duration::MAX);
                 let have = Have {
                     pieces,
+                    awaiting: Arc::clone(&fetching),
                     fetching,
                     queue: u16::MAX,
                     given: u16::MAX,
