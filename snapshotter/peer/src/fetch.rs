@@ -108,11 +108,11 @@ impl Fetcher {
         pieces: Range<u32>,
     ) {
         let (content, last) = (handle.content().id(), pieces.end - 1);
-        let mut told = Instant::now();
+        let mut told: Option<Instant> = None;
         let progress = || {
-            if told.elapsed() >= PROGRESS {
+            if told.is_none_or(|told| told.elapsed() >= PROGRESS) {
                 let _ = self.events.try_send(FetchEvent::Progress { request });
-                told = Instant::now();
+                told = Some(Instant::now());
             }
         };
         let events = self.events.clone();

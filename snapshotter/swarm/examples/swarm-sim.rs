@@ -37,12 +37,19 @@ fn scenarios(large: bool) -> Vec<Scenario> {
     let sized = |nodes, mib, origin| Scenario { files: 3, ..Scenario::crowd(nodes, mib, 200.0, origin) };
     let small = |nodes, origin| sized(nodes, 256, origin);
     let late = |crowd| Scenario { apart: Some(Duration::from_secs(2)), ..crowd };
+    let distant = |nodes| Scenario {
+        origin_latency: Duration::from_millis(100),
+        files: 3,
+        ..Scenario::crowd(nodes, 4096, 10_000.0, 8_000.0)
+    };
     let mut all = vec![
         small(8, 1000.0).named("8 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(8, 200.0).named("8 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
         small(16, 1000.0).named("16 × 200 Mb/s, 256 MiB, origin 1 Gb/s"),
         small(16, 200.0).named("16 × 200 Mb/s, 256 MiB, origin 200 Mb/s"),
         sized(16, 1024, 200.0).named("16 × 200 Mb/s, 1 GiB, origin 200 Mb/s"),
+        distant(2).named("2 × 10 Gb/s, 4 GiB, origin 8 Gb/s that begins after 100 ms"),
+        distant(8).named("8 × 10 Gb/s, 4 GiB, origin 8 Gb/s that begins after 100 ms"),
         late(small(8, 1000.0)).named("8, one every 2 s, origin 1 Gb/s"),
         late(small(8, 200.0)).named("8, one every 2 s, origin 200 Mb/s"),
         late(small(16, 1000.0)).named("16, one every 2 s, origin 1 Gb/s"),

@@ -43,6 +43,9 @@ pub struct Limits {
     pub copies: usize,
     /// Requests to the origin under way at once, while few take part; where many do, one.
     pub origin_requests: usize,
+    /// The most of them with those that wait for the first byte of an answer: an origin that begins after 100 ms would otherwise
+    /// do nothing most of the time.
+    pub origin_pipeline: usize,
     /// The most pieces of an owner group: 4 MiB. One owner has to pass on all of it, so with 8 MiB 250 nodes of an origin that is
     /// eight times as fast as a link end at 1.70 of the bound, not at 1.33 (simulated).
     pub origin_group: u32,
@@ -120,6 +123,7 @@ impl Default for Limits {
             requests_per_peer: 2,
             copies: 2,
             origin_requests: 2,
+            origin_pipeline: 8,
             origin_group: 2,
             origin_run: 4,
             window_first: (8, 64),

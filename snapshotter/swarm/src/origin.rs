@@ -3,12 +3,29 @@
 use std::time::Duration;
 
 use crate::rng::Rng;
-use crate::{Limits, OriginFailure, Time};
+use crate::{Limits, OriginFailure, RequestId, Time};
+
+/// A request under way.
+#[derive(Debug)]
+struct Asked {
+    id: RequestId,
+    /// Pieces that have not come.
+    pieces: u32,
+    /// Pieces that it was for.
+    of: u32,
+    at: Time,
+    /// When its first byte or its last piece came.
+    moved: Option<Time>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Origin {
-    /// Requests under way.
-    pub(crate) under_way: usize,
+    under_way: Vec<Asked>,
+    /// Seconds from a request to its first byte, smoothed; pulled down quickly and up slowly, for what the nodes make the origin
+    /// wait with their own requests is no reason for more of them.
+    first_byte: Option<f64>,
+    /// Seconds that a piece then takes, smoothed.
+    transfer: Option<f64>,
     paused_until: Time,
     /// The part of the pause that other nodes should keep, too.
     shared_until: Time,
@@ -23,7 +40,9 @@ impl Origin {
     pub(crate) fn new() -> Self {
         let (paused_until, shared_until) = (Time::ZERO, Time::ZERO);
         Self {
-            under_way: 0,
+            under_way: Vec::new(),
+            first_byte: None,
+            transfer: None,
             paused_until,
             shared_until,
             failures: 0,
@@ -51,10 +70,61 @@ impl Origin {
         self.pace.unwrap_or(otherwise)
     }
 
-    pub(crate) fn served(&mut self, took: Duration) {
-        let took = took.as_secs_f64();
-        self.pace = Some(self.pace.map_or(took, |old| old + 0.3 * (took - old)));
+    pub(crate) fn asked(&mut self, id: RequestId, pieces: u32, at: Time) {
+        self.under_way.push(Asked { id, pieces, of: pieces, at, moved: None });
+    }
+
+    /// Bytes of a request arrive.
+    pub(crate) fn moves(&mut self, id: RequestId, now: Time) {
+        let Some(asked) = self.under_way.iter_mut().find(|asked| asked.id == id && asked.moved.is_none())
+        else {
+            return;
+        };
+        asked.moved = Some(now);
+        let took = now.since(asked.at).as_secs_f64();
+        let pull = |old: f64| if took < old { 0.3 } else { 0.03 };
+        self.first_byte = Some(self.first_byte.map_or(took, |old| old + pull(old) * (took - old)));
+    }
+
+    /// A piece of a request came.
+    pub(crate) fn served(&mut self, id: RequestId, now: Time) {
+        let Some(asked) = self.under_way.iter_mut().find(|asked| asked.id == id) else { return };
+        let smooth = |old: &mut Option<f64>, took: Duration| {
+            let took = took.as_secs_f64();
+            *old = Some(old.map_or(took, |old| old + 0.3 * (took - old)));
+        };
+        let since = asked.moved.unwrap_or(asked.at);
+        smooth(&mut self.transfer, now.since(since));
+        // Of the first piece of a request, the wait for its first byte is part of what it takes.
+        smooth(&mut self.pace, now.since(if asked.pieces == asked.of { asked.at } else { since }));
+        asked.moved = Some(now);
+        asked.pieces = asked.pieces.saturating_sub(1);
         self.failures = 0;
+    }
+
+    pub(crate) fn ended(&mut self, id: RequestId) {
+        self.under_way.retain(|asked| asked.id != id);
+    }
+
+    /// Requests under way.
+    pub(crate) fn requests(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// Of these, those that are in the way of another: not those that will be over about when its first byte would come, or an
+    /// origin that takes long to begin would do nothing most of the time.
+    pub(crate) fn busy(&self, now: Time) -> usize {
+        let (Some(first_byte), Some(transfer)) = (self.first_byte, self.transfer) else {
+            return self.under_way.len();
+        };
+        let ends = |asked: &Asked| {
+            let moved = asked.moved.unwrap_or(asked.at + Duration::from_secs_f64(first_byte));
+            moved + Duration::from_secs_f64(transfer).saturating_mul(asked.pieces)
+        };
+        let soon = |asked: &&Asked| ends(asked) <= now + Duration::from_secs_f64(first_byte);
+        // What is late by as much is slower than was thought.
+        let late = |asked: &&Asked| ends(asked) + Duration::from_secs_f64(first_byte / 2.0) < now;
+        self.under_way.iter().filter(|asked| !soon(asked) || late(asked)).count()
     }
 
     pub(crate) fn failed(&mut self, why: OriginFailure, now: Time, limits: &Limits, rng: &mut Rng) {
@@ -111,6 +181,32 @@ mod tests {
         let mut other = Origin::new();
         other.hinted(Duration::MAX, Time::ZERO, &limits, &mut rng);
         assert!(!other.is_paused(Time::ZERO + limits.origin_hint_max.mul_f64(1.5)), "a hint is bounded");
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_that_takes_long_to_begin_is_not_in_the_way_of_the_next() {
+        let at = |millis: u64| Time::from_micros(millis * 1000);
+        // A piece takes 10 ms; the answer begins after `first`, and a second request is of use from `room` on until `late`.
+        for (first, room, late) in [(100, 10, 161), (1, 10, 12)] {
+            let mut origin = Origin::new();
+            origin.asked(RequestId(1), 1, at(0));
+            assert_eq!(origin.busy(at(first)), 1, "nothing is known yet");
+            origin.moves(RequestId(1), at(first));
+            origin.served(RequestId(1), at(first + 10));
+            origin.ended(RequestId(1));
+            let now = |millis: u64| at(1000 + millis);
+            origin.asked(RequestId(2), 1, now(0));
+            assert_eq!((origin.busy(now(room - 1)), origin.busy(now(room))), (1, 0));
+            assert_eq!((origin.busy(now(late - 1)), origin.busy(now(late))), (0, 1), "slower than thought");
+            origin.moves(RequestId(2), now(late));
+            assert_eq!(origin.requests(), 1);
+        }
+        // A run of four takes the link for as long as four.
+        let mut origin = Origin::new();
+        origin.asked(RequestId(1), 4, at(0));
+        origin.moves(RequestId(1), at(20));
+        origin.served(RequestId(1), at(30));
+        assert_eq!((origin.busy(at(39)), origin.busy(at(41))), (1, 0));
     }
 
     #[test]

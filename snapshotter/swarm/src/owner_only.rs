@@ -24,7 +24,7 @@ impl Swarm {
         if !self.is_settled(slot, for_readers, now) {
             return;
         }
-        let limit = self.request_limit(for_readers);
+        let limit = self.request_limit(for_readers, now);
         for draw in 0..DRAWS {
             if self.peer_flights >= limit {
                 return;

@@ -31,7 +31,7 @@ impl Swarm {
         for for_readers in [true, false] {
             // While a reader's piece is under way nothing new is asked for but readers' pieces and those ahead of them.
             let yields = !for_readers && self.is_urgent(now);
-            let limit = self.request_limit(for_readers);
+            let limit = self.request_limit(for_readers, now);
             let mut next = 0;
             while let Some(slot) = self.next_active(&mut next) {
                 if self.peer_flights >= limit {
@@ -50,9 +50,9 @@ impl Swarm {
     }
 
     /// Requests to peers that may be under way.
-    pub(crate) fn request_limit(&self, for_readers: bool) -> usize {
+    pub(crate) fn request_limit(&self, for_readers: bool, now: Time) -> usize {
         // What comes from the origin is new to everybody and shares this node's downlink with what peers send.
-        let yielded = YIELDED * self.origin.under_way;
+        let yielded = YIELDED * self.origin.busy(now);
         let depth = (self.depth as usize).saturating_sub(yielded).max(self.limits.requests_per_peer);
         depth + if for_readers { self.limits.requests_for_demand } else { 0 }
     }
@@ -77,8 +77,8 @@ impl Swarm {
         self.depth = self.depth.clamp(least as f64, most.max(least) as f64);
     }
 
-    fn per_peer_limit(&self, for_readers: bool) -> usize {
-        let depth = self.request_limit(false) / 4;
+    fn per_peer_limit(&self, for_readers: bool, now: Time) -> usize {
+        let depth = self.request_limit(false, now) / 4;
         depth.max(self.limits.requests_per_peer) + usize::from(for_readers)
     }
 
@@ -89,7 +89,7 @@ impl Swarm {
         now: Time,
         out: &mut Vec<Effect>,
     ) {
-        let limit = self.request_limit(for_readers);
+        let limit = self.request_limit(for_readers, now);
         let mut order: Vec<(f64, usize)> = Vec::with_capacity(self.limits.links);
         let Some(c) = &self.contents[slot] else { return };
         for (at, link) in c.links.iter().enumerate() {
@@ -127,7 +127,7 @@ impl Swarm {
 
     pub(crate) fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
         let outstanding = self.peers.get(peer).map_or(0, |standing| standing.outstanding);
-        outstanding < self.per_peer_limit(for_readers) && self.peers.is_usable(peer, now)
+        outstanding < self.per_peer_limit(for_readers, now) && self.peers.is_usable(peer, now)
     }
 
     /// The piece to ask of a link next.
@@ -275,7 +275,7 @@ impl Swarm {
             .collect();
         let mut started = 0;
         for (request, slot, piece, urgent) in late {
-            let idle = self.peer_flights < self.request_limit(urgent) && started < HEDGES_PER_TICK;
+            let idle = self.peer_flights < self.request_limit(urgent, now) && started < HEDGES_PER_TICK;
             let copies = self.content(slot).under_way.get(&piece).map_or(0, Vec::len);
             let at_peer = matches!(self.flights[&request].target, Target::Peer(..));
             if copies >= self.limits.copies || !(urgent || idle && at_peer) {

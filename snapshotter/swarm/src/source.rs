@@ -10,7 +10,7 @@ const SCAN: usize = 512;
 /// Of these, the most for which this node works out its rank (a hash per participant each).
 const RANKS: usize = 8;
 /// Participants of a zone from which on each makes one request to the origin at a time.
-const MANY: usize = 4;
+const MANY: usize = 3;
 /// Requests of readers and peers looked at per call.
 const PULLS: usize = 64;
 
@@ -248,12 +248,14 @@ impl Swarm {
         let Some(c) = &self.contents[slot] else { return };
         let most = match self.limits.origin_requests {
             few if pulled => 2 * few,
-            // Others keep the origin busy, and two pieces that come side by side both come late.
+            // Two pieces that come side by side both come late. And what the others have is better taken from them while their
+            // links idle, than from the origin and then to be exchanged when the links are wanted for those who came later.
             _ if c.owners.near().len() >= MANY => 1,
             few => few,
         };
         if self.origin.is_paused(now)
-            || self.origin.under_way >= most
+            || self.origin.busy(now) >= most
+            || self.origin.requests() >= self.limits.origin_pipeline
             || (out_of_turn && !self.origin.try_lease(now, &self.limits))
         {
             return;

@@ -153,6 +153,7 @@ impl Swarm {
             }
             Event::Verified { request, content, piece } => self.verified(request, content, piece, now, out),
             Event::Progress { request } => {
+                self.origin.moves(request, now);
                 if let Some(flight) = self.flights.get_mut(&request) {
                     // Bytes that came once are told of every second: their end is noticed sooner than a long line is.
                     let patience = match flight.target {
@@ -208,7 +209,7 @@ impl Swarm {
     /// Requests under way: to peers, to the origin.
     #[must_use]
     pub fn under_way(&self) -> (usize, usize) {
-        (self.peer_flights, self.origin.under_way)
+        (self.peer_flights, self.origin.requests())
     }
 
     /// Whether a piece that a reader waits for, here or at a peer that asked this node as its owner, is under way and should
@@ -362,7 +363,7 @@ impl Swarm {
                 self.peers.entry(peer).outstanding += 1;
                 self.peer_flights += 1;
             }
-            Target::Origin => self.origin.under_way += 1,
+            Target::Origin => self.origin.asked(id, flight.pieces.len() as u32, flight.sent),
         }
         let slot = flight.slot;
         flight.pieces.clone().for_each(|piece| self.content(slot).started(piece, id));
@@ -379,7 +380,7 @@ impl Swarm {
                 self.peers.forget_idle(peer);
                 self.peer_flights -= 1;
             }
-            Target::Origin => self.origin.under_way -= 1,
+            Target::Origin => self.origin.ended(id),
         }
         let c = self.content(flight.slot);
         for piece in flight.pieces.clone() {
@@ -406,8 +407,8 @@ impl Swarm {
                 self.peers.served(peer, took, load);
                 self.counts.from_peers += 1;
             }
-            Some((Target::Origin, took, _)) => {
-                self.origin.served(took);
+            Some((Target::Origin, ..)) => {
+                self.origin.served(request, now);
                 self.counts.from_origin += 1;
                 at_source = true;
             }

@@ -534,7 +534,7 @@ fn asked_of(effects: &[Effect], content: ContentId) -> Vec<(RequestId, std::ops:
 fn files_come_one_after_the_other_and_one_that_does_not_come_holds_up_nobody() {
     let next = ContentId([4; 32]);
     let me = Peer { id: ME, zone: Zone(0), weight: 1 };
-    let limits = Limits { origin_requests: 64, origin_run: 1, ..Limits::default() };
+    let limits = Limits { origin_requests: 64, origin_pipeline: 64, origin_run: 1, ..Limits::default() };
     let start = || {
         let mut node = Node { swarm: Swarm::new(me, limits, 5), now: Time::ZERO };
         for content in [CONTENT, next] {

@@ -125,7 +125,7 @@ impl Model {
         assert_eq!(self.swarm.under_way(), (to_peers, to_origin), "the node's count of its requests");
         let most = self.limits.requests.1 + self.limits.requests_for_demand;
         assert!(to_peers <= most, "{to_peers} requests to peers, {most} allowed");
-        assert!(to_origin <= 2 * self.limits.origin_requests);
+        assert!(to_origin <= self.limits.origin_pipeline);
         assert!(self.serving.len() <= self.limits.uploads_max);
         assert!(self.swarm.links(CONTENT) <= self.limits.links);
     }

@@ -540,6 +540,7 @@ impl<'a> World<'a> {
         self.flows.insert(flow, Carrying { from: None, to: n, request, part: (content, pieces.start) });
         self.by_ask.insert((n, request), flow);
         self.at_origin += 1;
+        self.apply(n, Event::Progress { request });
     }
 
     /// Everything else that a sender sends and a receiver receives stands still while `flow` carries an urgent piece.
