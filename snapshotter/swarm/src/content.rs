@@ -501,12 +501,12 @@ impl Content {
     /// For whom other zones ask (the first owner) that is who went to the origin, in whatever zone; not who asked another zone, for
     /// that may in the end be waiting for this node. For all others it is anybody of their zone.
     pub(crate) fn is_fetched_by_link(&self, piece: u32) -> bool {
-        let mut bringing = self.links.iter().filter(|link| !link.talks && link.brings(piece)).peekable();
-        if bringing.peek().is_none() {
-            return false;
-        }
         let first = self.owners.is_first(piece);
-        bringing.any(|link| if first { link.fetching.contains(&piece) } else { !link.far })
+        let brings = |link: &Link| match first {
+            true => link.fetching.contains(&piece),
+            false => !link.far && link.brings(piece),
+        };
+        self.links.iter().any(|link| !link.talks && brings(link))
     }
 }
 

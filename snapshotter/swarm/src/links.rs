@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use towline_artifact::ContentId;
 
+use crate::swarm::Target;
 use crate::{Effect, Have, HavePieces, Peer, PeerId, Swarm, Time};
 
 /// How long an offer may go without an answer, and how long one that was turned down is not repeated.
@@ -351,13 +352,20 @@ impl Swarm {
         (c.sent_queue, c.sent_given) = (uploads, given);
         let at_origin = |piece: &u32| {
             let requests = c.under_way.get(piece).into_iter().flatten();
-            requests
-                .filter_map(|id| flights.get(id))
-                .any(|flight| flight.target == crate::swarm::Target::Origin)
+            requests.filter_map(|id| flights.get(id)).any(|flight| flight.target == Target::Origin)
         };
-        let (fetching, awaiting): (Vec<u32>, _) = c.fetching.iter().partition(|piece| at_origin(piece));
-        let (fetching, awaiting) = (fetching.into(), Vec::into(awaiting));
-        let have = Have { pieces, fetching, awaiting, queue, given, known: c.known(), origin_pause, denied };
+        let (fetching, awaiting): (Vec<u32>, Vec<u32>) =
+            c.fetching.iter().partition(|piece| at_origin(piece));
+        let have = Have {
+            pieces,
+            fetching: fetching.into(),
+            awaiting: awaiting.into(),
+            queue,
+            given,
+            known: c.known(),
+            origin_pause,
+            denied,
+        };
         out.push(Effect::SendHave { content: c.id, to, have });
     }
 }

@@ -11,9 +11,8 @@ struct Asked {
     id: RequestId,
     /// Pieces that have not come.
     pieces: u32,
-    /// Pieces that it was for.
-    of: u32,
-    at: Time,
+    /// When it was asked, or when its last piece came.
+    since: Time,
     /// When its first byte or its last piece came.
     moved: Option<Time>,
 }
@@ -70,8 +69,8 @@ impl Origin {
         self.pace.unwrap_or(otherwise)
     }
 
-    pub(crate) fn asked(&mut self, id: RequestId, pieces: u32, at: Time) {
-        self.under_way.push(Asked { id, pieces, of: pieces, at, moved: None });
+    pub(crate) fn asked(&mut self, id: RequestId, pieces: u32, since: Time) {
+        self.under_way.push(Asked { id, pieces, since, moved: None });
     }
 
     /// Bytes of a request arrive.
@@ -81,7 +80,7 @@ impl Origin {
             return;
         };
         asked.moved = Some(now);
-        let took = now.since(asked.at).as_secs_f64();
+        let took = now.since(asked.since).as_secs_f64();
         let pull = |old: f64| if took < old { 0.3 } else { 0.03 };
         self.first_byte = Some(self.first_byte.map_or(took, |old| old + pull(old) * (took - old)));
     }
@@ -93,11 +92,10 @@ impl Origin {
             let took = took.as_secs_f64();
             *old = Some(old.map_or(took, |old| old + 0.3 * (took - old)));
         };
-        let since = asked.moved.unwrap_or(asked.at);
-        smooth(&mut self.transfer, now.since(since));
+        smooth(&mut self.transfer, now.since(asked.moved.unwrap_or(asked.since)));
         // Of the first piece of a request, the wait for its first byte is part of what it takes.
-        smooth(&mut self.pace, now.since(if asked.pieces == asked.of { asked.at } else { since }));
-        asked.moved = Some(now);
+        smooth(&mut self.pace, now.since(asked.since));
+        (asked.since, asked.moved) = (now, Some(now));
         asked.pieces = asked.pieces.saturating_sub(1);
         self.failures = 0;
     }
@@ -118,7 +116,7 @@ impl Origin {
             return self.under_way.len();
         };
         let ends = |asked: &Asked| {
-            let moved = asked.moved.unwrap_or(asked.at + Duration::from_secs_f64(first_byte));
+            let moved = asked.moved.unwrap_or(asked.since + Duration::from_secs_f64(first_byte));
             moved + Duration::from_secs_f64(transfer).saturating_mul(asked.pieces)
         };
         let soon = |asked: &&Asked| ends(asked) <= now + Duration::from_secs_f64(first_byte);

@@ -198,7 +198,7 @@ impl Owners {
 
     /// Whether that is this node.
     pub(crate) fn is_first(&self, piece: u32) -> bool {
-        self.owner(piece, 0) == Some(self.me.id) && self.first_owner(piece) == Some(self.me.id)
+        self.first_owner(piece) == Some(self.me.id)
     }
 
     /// How many of this node's zone would own a piece before this node.

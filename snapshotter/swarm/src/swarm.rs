@@ -153,12 +153,14 @@ impl Swarm {
             }
             Event::Verified { request, content, piece } => self.verified(request, content, piece, now, out),
             Event::Progress { request } => {
-                self.origin.moves(request, now);
                 if let Some(flight) = self.flights.get_mut(&request) {
                     // Bytes that came once are told of every second: their end is noticed sooner than a long line is.
                     let patience = match flight.target {
                         Target::Peer(..) => flight.patience.min(self.limits.request_timeout),
-                        Target::Origin => flight.patience,
+                        Target::Origin => {
+                            self.origin.moves(request, now);
+                            flight.patience
+                        }
                     };
                     flight.deadline = now + patience;
                     flight.moving = true;

@@ -87,8 +87,7 @@ fn an_origin_that_fails_is_waited_for() {
     let day = |day| Scenario { day, ..small(8, 1000.0) };
     check(&day(OriginDay::Throttles(2, Duration::from_secs(1))), 1.1, 4.0);
     check(&day(OriginDay::Away(Duration::from_secs(3), Duration::from_secs(33))), 1.1, 9.0);
-    // Nodes that have not heard of each other yet may bring a piece twice.
-    check(&day(OriginDay::GoneAfter(1.0)), 1.05, 1.3);
+    check(&day(OriginDay::GoneAfter(1.0)), 1.01, 1.3);
     check(&day(OriginDay::DeniesHalf), 1.1, 2.0);
 }
 

@@ -55,6 +55,19 @@ impl Node {
         self.apply(Event::Demand { content: CONTENT, piece })
     }
 
+    /// A peer asks this node as the owner of a piece.
+    fn asked_as_owner(&mut self, piece: u32, from: u64, urgent: bool) -> Vec<Effect> {
+        let (upload, ask) = (UploadId(u64::from(piece) << 8 | from), Ask::Owner { forwarded: false });
+        self.apply(Event::UploadRequested {
+            upload,
+            from: PeerId(from),
+            content: CONTENT,
+            piece,
+            ask,
+            urgent,
+        })
+    }
+
     /// Lets time go by in steps of 100 ms.
     fn pass(&mut self, millis: u64) -> Vec<Effect> {
         let mut all = Vec::new();
@@ -84,6 +97,10 @@ fn requests(effects: &[Effect]) -> Vec<(RequestId, PeerId, Ask)> {
         _ => None,
     };
     effects.iter().filter_map(request).collect()
+}
+
+fn is_lent(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Refuse { why: Refusal::Lent, .. }))
 }
 
 fn origin(effects: &[Effect]) -> Option<(RequestId, u32)> {
@@ -305,14 +322,6 @@ fn node_between(other: u64, neighbour: u64) -> Node {
     node
 }
 
-fn at_origin(effects: &[Effect]) -> Vec<u32> {
-    let runs = effects.iter().filter_map(|effect| match effect {
-        Effect::AskOrigin { pieces, .. } => Some(pieces.clone()),
-        _ => None,
-    });
-    runs.flatten().collect()
-}
-
 #[test]
 fn the_first_owner_waits_for_who_is_at_the_origin_and_not_for_who_may_wait_for_it() {
     let pieces: Arc<[u32]> = (0..16).collect();
@@ -329,12 +338,14 @@ fn the_first_owner_waits_for_who_is_at_the_origin_and_not_for_who_may_wait_for_i
         // The other zone asks for what this node owns; a while passes that is much shorter than what a silent owner has.
         let mut effects = Vec::new();
         for piece in 0..16 {
-            let (upload, ask) = (UploadId(piece.into()), Ask::Owner { forwarded: false });
-            let (content, from, urgent) = (CONTENT, PeerId(2), false);
-            effects.extend(node.apply(Event::UploadRequested { upload, from, content, piece, ask, urgent }));
+            effects.extend(node.asked_as_owner(piece, 2, false));
         }
         effects.extend(node.pass(200));
-        assert_eq!(at_origin(&effects).is_empty(), waits, "{from}, awaiting: {is_awaiting}: {effects:?}");
+        assert_eq!(
+            asked_of(&effects, CONTENT).is_empty(),
+            waits,
+            "{from}, awaiting: {is_awaiting}: {effects:?}"
+        );
     }
 }
 
@@ -350,7 +361,7 @@ fn what_another_zone_was_asked_for_is_told_apart_from_what_comes_from_the_origin
             _ => None,
         })
         .collect();
-    let fetched = at_origin(&effects);
+    let fetched: Vec<u32> = asked_of(&effects, CONTENT).into_iter().flat_map(|(_, pieces)| pieces).collect();
     let told = effects.iter().rev().find_map(|effect| match effect {
         Effect::SendHave { have, .. } => Some(have),
         _ => None,
@@ -463,22 +474,9 @@ fn a_reader_in_order_keeps_its_link_busy() {
 #[test]
 fn the_first_reader_s_node_brings_a_piece_in_the_owner_s_stead_and_the_others_wait() {
     let mut node = Node::new(&[2, 3]);
-    let ask = |node: &mut Node, piece: u32, from: u64, urgent: bool| {
-        let (upload, ask) = (UploadId(u64::from(piece) << 8 | from), Ask::Owner { forwarded: false });
-        node.apply(Event::UploadRequested {
-            upload,
-            from: PeerId(from),
-            content: CONTENT,
-            piece,
-            ask,
-            urgent,
-        })
-    };
-    let lent = |effects: &[Effect]| {
-        effects.iter().any(|effect| matches!(effect, Effect::Refuse { why: Refusal::Lent, .. }))
-    };
-    let piece = (0..32).find(|&piece| lent(&ask(&mut node, piece, 2, true))).expect("it owns a third");
-    let second = ask(&mut node, piece, 3, true);
+    let piece =
+        (0..32).find(|&piece| is_lent(&node.asked_as_owner(piece, 2, true))).expect("it owns a third");
+    let second = node.asked_as_owner(piece, 3, true);
     assert!(second.is_empty(), "{second:?}");
     // It came there: this node gets it, and serves who waits.
     let mut effects = node.tell(2, &[piece]);
@@ -496,17 +494,9 @@ fn the_first_reader_s_node_brings_a_piece_in_the_owner_s_stead_and_the_others_wa
 #[test]
 fn a_piece_lent_in_vain_is_brought_by_its_owner() {
     let mut node = Node::new(&[2, 3]);
-    let ask = |node: &mut Node, piece: u32, from: u64| {
-        let (upload, ask) = (UploadId(u64::from(piece) << 8 | from), Ask::Owner { forwarded: false });
-        let event =
-            Event::UploadRequested { upload, from: PeerId(from), content: CONTENT, piece, ask, urgent: true };
-        node.apply(event)
-    };
-    let lent = |effects: &[Effect]| {
-        effects.iter().any(|effect| matches!(effect, Effect::Refuse { why: Refusal::Lent, .. }))
-    };
-    let piece = (0..32).find(|&piece| lent(&ask(&mut node, piece, 2))).expect("it owns a third");
-    ask(&mut node, piece, 3);
+    let piece =
+        (0..32).find(|&piece| is_lent(&node.asked_as_owner(piece, 2, true))).expect("it owns a third");
+    node.asked_as_owner(piece, 3, true);
     assert_eq!(origin(&node.pass(5000)).map(|(_, piece)| piece), Some(piece));
 }
 
