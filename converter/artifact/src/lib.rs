@@ -3,6 +3,7 @@
 //! Pure and streaming: no sockets, no files, no clock. Every byte is a function of the input and of the format
 //! version; `docs/format.md` specifies it, and the readers here treat their input as hostile.
 
+mod block;
 pub mod image;
 pub mod index;
 mod json;
@@ -14,6 +15,7 @@ mod piece;
 pub mod plan;
 pub mod tar;
 
+pub use block::{BLOCK_ALIGN, ChainingValue, MAX_BLOCK_HASHES, MAX_BLOCK_LEN, VerifiedBlock};
 pub use image::{Artifact, AssembleError, Blob, FileDigests, assemble};
 pub use index::Provenance;
 pub use model::{Model, ModelError, ModelFile, chain_id};
