@@ -167,12 +167,13 @@ fn encode_peers(report: &Report, encoder: &mut DescriptorEncoder<'_>) -> Result<
     let banned = report.peers.iter().filter(|peer| !peer.banned.is_zero()).count();
     let counts = report.counts;
     for (name, help, value) in [
-        ("peer_sent_bytes", "Bytes of pieces sent to peers", report.own.bytes_to),
+        ("peer_sent_bytes", "Bytes of pieces and blocks sent to peers", report.own.bytes_to),
         ("peer_pieces", "Pieces that came from peers and matched", counts.from_peers),
+        ("peer_blocks", "Parts of pieces that readers had from peers before the pieces", counts.blocks),
         ("peer_pieces_twice", "Pieces that came although they were here already", counts.twice),
         (
             "peer_corrupt_pieces",
-            "Pieces of peers or the origin that did not match their digest",
+            "Pieces and blocks of peers or the origin that did not match their digest",
             counts.corrupt,
         ),
         ("peer_stalled_requests", "Requests to peers given up for want of an answer", counts.stalled),

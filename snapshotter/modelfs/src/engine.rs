@@ -4,6 +4,8 @@
 //! receives and the one being verified and written on the blocking pool. A verified piece is in memory for readers
 //! before it is written. Lock order: `state` before `cache`; neither is held across an await or disk access.
 
+mod blocks;
+
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -26,6 +28,8 @@ use crate::network::{Network, PieceBytes, Supplier};
 use crate::read::{ReadBytes, ReadError};
 use crate::schedule::{Limits, Run, Schedule, Slot};
 use crate::source::{FetchError, PieceSource};
+
+pub use blocks::ProvenBlock;
 
 /// How long the fill pauses after the store was full.
 const STORE_FULL_PAUSE: Duration = Duration::from_secs(30);
@@ -327,7 +331,7 @@ impl Engine {
         {
             let from = usize::try_from(offset - first.offset()).expect("within a piece");
             let to = usize::try_from(end - first.offset()).expect("within a piece");
-            return Some(Ok(ReadBytes::Piece(piece, from..to)));
+            return Some(Ok(ReadBytes::Memory(piece.bytes().slice(from..to))));
         }
         if (first.0..=last.0).all(|n| handle.content.has(PieceIndex(n))) {
             let mut bytes = vec![0; usize::try_from(end - offset).expect("at most a u32")];
@@ -337,7 +341,12 @@ impl Engine {
                 read => Some(read.map(|()| ReadBytes::Owned(bytes)).map_err(ReadError::Store)),
             };
         }
-        (first != last).then(|| self.read_pieces(handle, offset, end))?
+        if first != last {
+            return self.read_pieces(handle, offset, end);
+        }
+        let (start, end) = (offset - first.offset(), end - first.offset());
+        let block = lock(&self.cache).block(handle.slot, first, start..end)?;
+        Some(Ok(ReadBytes::Memory(block)))
     }
 
     /// A read over a border of pieces of which some are only in memory.
@@ -368,14 +377,17 @@ impl Engine {
             return;
         }
         if let Some(network) = self.network_of(handle) {
-            let first = PieceIndex::containing(offset).0 + 1;
-            let end =
-                first.saturating_add(self.options.limits.window_pieces).min(handle.content.piece_count());
-            network.ahead(handle.content.id(), first.min(end)..end);
+            self.ahead(network, handle, PieceIndex::containing(offset).0 + 1);
         } else {
             lock(&self.state).schedule.reader_at(handle.slot, PieceIndex::containing(offset).0);
             self.wake.notify_one();
         }
+    }
+
+    /// Tells the network that a reader comes near `first` and what follows it.
+    fn ahead(&self, network: &Arc<dyn Network>, handle: &ContentHandle, first: u32) {
+        let end = first.saturating_add(self.options.limits.window_pieces).min(handle.content.piece_count());
+        network.ahead(handle.content.id(), first.min(end)..end);
     }
 
     /// Whether a read has asked for bytes of this content that were not there.
@@ -425,8 +437,7 @@ impl Engine {
         let end = offset.saturating_add(u64::from(len)).min(handle.content.len());
         let (first, last) = (PieceIndex::containing(offset), PieceIndex::containing(end - 1));
         if let Some(network) = self.network_of(handle) {
-            network.demand(handle.content.id(), first.0..last.0 + 1);
-            return self.reader_at(handle, end - 1);
+            return self.demand_of(network, handle, offset..end);
         }
         let mut state = lock(&self.state);
         for piece in first.0..=last.0 {

@@ -16,7 +16,7 @@ mod schedule;
 mod source;
 mod tree;
 
-pub use engine::{ContentHandle, Engine, EngineOptions, EngineStats};
+pub use engine::{ContentHandle, Engine, EngineOptions, EngineStats, ProvenBlock};
 pub use fill::{FillId, fill_order};
 pub use network::{Network, PieceBytes, Supplier};
 pub use read::{ReadBytes, ReadError};

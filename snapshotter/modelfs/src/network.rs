@@ -20,6 +20,8 @@ pub trait Network: Send + Sync + 'static {
     fn leave(&self, content: ContentId);
     /// Readers wait for these pieces. Told again while they wait.
     fn demand(&self, content: ContentId, pieces: Range<u32>);
+    /// A reader waits for part of a piece: `bytes` is a block of it. Told again while it waits.
+    fn demand_block(&self, content: ContentId, piece: u32, bytes: Range<u32>);
     /// A reader will soon want these pieces, in this order; replaces what was said of the content before.
     fn ahead(&self, content: ContentId, pieces: Range<u32>);
     /// All of `parts` are wanted, in order, behind what readers want.

@@ -1,16 +1,15 @@
 //! What a read yields.
 
-use std::ops::Range;
 use std::time::Duration;
 
-use towline_artifact::VerifiedPiece;
+use bytes::Bytes;
 use towline_store::StoreError;
 
 /// Bytes of a file, all of them verified.
 #[derive(Debug)]
 pub enum ReadBytes {
-    /// A part of a piece that is in memory.
-    Piece(VerifiedPiece, Range<usize>),
+    /// A part of a verified piece or block that is in memory.
+    Memory(Bytes),
     /// A copy.
     Owned(Vec<u8>),
 }
@@ -18,7 +17,7 @@ pub enum ReadBytes {
 impl AsRef<[u8]> for ReadBytes {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Self::Piece(piece, range) => &piece.bytes()[range.clone()],
+            Self::Memory(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }
     }

@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use towline_artifact::{ContentId, PIECE_LEN, PieceHasher, PieceTable};
-use towline_modelfs::{Engine, EngineOptions, FetchError, Limits, PieceSource, PieceStream, ReadError};
+use towline_artifact::{ContentId, PIECE_LEN, PieceHasher, PieceIndex, PieceTable};
+use towline_modelfs::{
+    ContentHandle, Engine, EngineOptions, FetchError, FillId, Limits, Network, PieceSource, PieceStream,
+    ReadError,
+};
 use towline_store::{Store, StoreOptions};
 
 /// What goes wrong with the next fetches, one each.
@@ -227,4 +230,77 @@ async fn stopping_wakes_readers() {
     }
     bench.end().await;
     assert!(matches!(reader.await.unwrap(), Err(ReadError::Stopping)));
+}
+
+/// A network that brings nothing and notes which blocks and which pieces readers want.
+#[derive(Default)]
+struct Blocks(Mutex<Vec<(u32, Range<u32>)>>, Mutex<Vec<u32>>);
+
+impl Network for Blocks {
+    fn join(&self, _: &Arc<ContentHandle>) -> bool {
+        true
+    }
+    fn leave(&self, _: ContentId) {}
+    fn demand(&self, _: ContentId, pieces: Range<u32>) {
+        self.1.lock().unwrap().extend(pieces);
+    }
+    fn demand_block(&self, _: ContentId, piece: u32, bytes: Range<u32>) {
+        self.0.lock().unwrap().push((piece, bytes));
+    }
+    fn ahead(&self, _: ContentId, _: Range<u32>) {}
+    fn start_fill(&self, _: FillId, _: Vec<(ContentId, Range<u32>)>) {}
+    fn stop_fill(&self, _: FillId) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_is_served_by_a_block_that_is_proven_and_by_no_other() {
+    let (bench, holder) = (Bench::new(PATIENT), Bench::new(PATIENT));
+    let blocks = Arc::new(Blocks::default());
+    bench.engine.set_network(blocks.clone());
+    let (bytes, table) = holder.file(3 * PIECE_LEN, 5);
+    let there = holder.engine.open(&table).unwrap();
+    holder.engine.read(&there, PIECE_LEN, 1).await.unwrap();
+    let here = bench.engine.open(&table).unwrap();
+    let at = PIECE_LEN + 8000;
+    let read = tokio::spawn({
+        let (engine, here) = (Arc::clone(&bench.engine), Arc::clone(&here));
+        async move { engine.read(&here, at, 500).await.unwrap().as_ref().to_vec() }
+    });
+    let wanted = loop {
+        if let Some(wanted) = blocks.0.lock().unwrap().first().cloned() {
+            break wanted;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(wanted, (1, 4096..12_288), "whole pages around it");
+    let (index, block) = (PieceIndex(1), wanted.1);
+    let proven = holder.engine.prove(&there, index, &block).unwrap();
+    assert!(bench.engine.prove(&here, index, &block).is_none(), "not here");
+    assert!(holder.engine.prove(&there, index, &(1..4096)).is_none(), "no block");
+    let mut wrong = proven.clone();
+    let mut turned = wrong.bytes.to_vec();
+    turned[8000 - 4096] ^= 1;
+    wrong.bytes = turned.into();
+    assert!(bench.engine.take_block(&here, index, &block, wrong).is_err());
+    assert!(bench.engine.take_block(&here, PieceIndex(0), &block, proven.clone()).is_err());
+    assert!(bench.engine.try_read(&here, at, 500).is_none() && !read.is_finished(), "nobody has seen it");
+    bench.engine.take_block(&here, index, &block, proven).unwrap();
+    assert_eq!(read.await.unwrap(), &bytes[at as usize..][..500]);
+    assert_eq!(here.content().bytes_have(), 0, "it is not stored");
+    assert!(bench.engine.try_read(&here, at + 4096, 500).is_none(), "what is beside it is not here");
+    // Over a border of pieces, longer than a block, and both.
+    let last = (PIECE_LEN - 4096) as u32;
+    for (offset, len, parts, pieces) in [
+        (PIECE_LEN - 1, 2, vec![(0, last..PIECE_LEN as u32), (1, 0..4096)], vec![]),
+        (0, 200_000, vec![], vec![0]),
+        (PIECE_LEN - 5, 200_000, vec![(0, last..PIECE_LEN as u32)], vec![1]),
+    ] {
+        *blocks.0.lock().unwrap() = Vec::new();
+        let read = bench.engine.read(&here, offset, len);
+        assert!(tokio::time::timeout(Duration::from_millis(10), read).await.is_err());
+        assert_eq!(*blocks.0.lock().unwrap(), parts);
+        assert_eq!(std::mem::take(&mut *blocks.1.lock().unwrap()), pieces);
+    }
+    bench.end().await;
+    holder.end().await;
 }

@@ -7,12 +7,14 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use towline_artifact::{ContentId, PieceIndex};
-use towline_modelfs::ContentHandle;
-use towline_swarm::{Bitmap, Counts, Effect, Event, Peer, PeerId, Refusal, RequestId, Swarm, Time, UploadId};
+use towline_modelfs::{ContentHandle, ProvenBlock};
+use towline_swarm::{
+    Bitmap, BlockEnd, BlockId, Counts, Effect, Event, Peer, PeerId, Refusal, RequestId, Swarm, Time, UploadId,
+};
 
 use crate::directory::Connected;
 use crate::fetch::{FetchEvent, Fetcher, PeerFetch};
@@ -20,7 +22,7 @@ use crate::link::{LinkEvent, LinkSender};
 use crate::net::Command;
 use crate::plan::{Change, Plan};
 use crate::server::{UploadEvent, Verdict};
-use crate::wire::{MAX_INTEREST, MAX_MEMBERS, Member, Message, encode};
+use crate::wire::{BlockRequest, MAX_INTEREST, MAX_MEMBERS, Member, Message, encode};
 use crate::wishes::{Gathered, Step, Wishes};
 
 /// Contents that one peer may say it takes part in; as many as four times what a node takes part in.
@@ -32,6 +34,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const SETTLE_MAX: Duration = Duration::from_secs(3);
 /// How long fills rest when the disk is full.
 const FULL_DISK_REST: Duration = Duration::from_secs(30);
+/// Blocks that are read and proven at once, each with its piece in memory; beyond it they are refused.
+const PROVING: usize = 8;
 /// How often the hash table is asked who else takes part, in clusters beyond the limit of connections.
 const FIND: Duration = Duration::from_secs(5);
 
@@ -76,6 +80,7 @@ pub(crate) struct Core {
     uploads: HashMap<UploadId, oneshot::Sender<Verdict>>,
     /// Being sent.
     serving: BTreeSet<UploadId>,
+    proving: Arc<Semaphore>,
     tasks: JoinSet<()>,
     settled_at: Option<Instant>,
     full_until: Option<Instant>,
@@ -110,6 +115,7 @@ impl Core {
             fetches: HashMap::new(),
             uploads: HashMap::new(),
             serving: BTreeSet::new(),
+            proving: Arc::new(Semaphore::new(PROVING)),
             tasks: JoinSet::new(),
             settled_at: (!alone).then_some(now + SETTLE),
             full_until: None,
@@ -235,7 +241,12 @@ impl Core {
             self.links.keys().for_each(|&id| self.count_common(id));
         }
         for (content, piece) in gathered.demand {
-            self.demand(content, piece);
+            self.look_for(content, piece);
+            self.queue.push_back(Event::Demand { content, piece });
+        }
+        for (content, piece, bytes) in gathered.blocks {
+            self.look_for(content, piece);
+            self.queue.push_back(Event::DemandBlock { content, piece, bytes });
         }
         // Read-ahead that the disk cannot keep would be fetched for nothing.
         let ahead = gathered.ahead.into_iter().filter(|_| self.full_until.is_none());
@@ -258,13 +269,13 @@ impl Core {
         Some(content)
     }
 
-    fn demand(&mut self, content: ContentId, piece: u32) {
+    /// Notes that a piece is gone which a reader has not found.
+    fn look_for(&mut self, content: ContentId, piece: u32) {
         let thought_here = self.swarm.have(content).is_some_and(|have| have.has(piece));
         if thought_here && self.piece(content, piece).is_none() {
             // The disk took it back, or it was only in memory.
             self.queue.push_back(Event::Lost { content, piece });
         }
-        self.queue.push_back(Event::Demand { content, piece });
     }
 
     fn piece(&self, content: ContentId, piece: u32) -> Option<towline_modelfs::PieceBytes> {
@@ -419,7 +430,54 @@ impl Core {
                 let addresses = members.iter().map(|member| (member.address, member.port).into()).collect();
                 self.command(Command::Add(addresses));
             }
+            Message::BlockRequest(request) => {
+                let sender = linked.sender.clone();
+                self.send_block(peer, sender, request);
+            }
+            Message::Block { block, sent } => self.block(peer, block, sent),
         }
+    }
+
+    /// Answers a request for a block, on a thread that may wait for the disk.
+    fn send_block(&mut self, peer: &Arc<Connected>, sender: LinkSender, request: BlockRequest) {
+        let BlockRequest { block, content, piece, bytes } = request;
+        let handle = self.contents.get(&content).and_then(Weak::upgrade);
+        let (Some(handle), Ok(permit)) = (handle, Arc::clone(&self.proving).try_acquire_owned()) else {
+            return sender.send(encode(&Message::Block { block, sent: None }));
+        };
+        self.queue.push_back(Event::BlockSent { len: bytes.end - bytes.start });
+        let (fetcher, peer) = (Arc::clone(&self.fetcher), Arc::clone(peer));
+        self.tasks.spawn_blocking(move || {
+            let sent = fetcher.engine.prove(&handle, PieceIndex(piece), &bytes);
+            drop(permit);
+            if let Some(sent) = &sent {
+                fetcher.directory.sent(&peer, sent.bytes.len() as u64);
+            }
+            sender.send(encode(&Message::Block { block, sent }));
+        });
+    }
+
+    /// A peer answers a request for a block. It is checked here and now: it is short.
+    fn block(&mut self, peer: &Connected, block: BlockId, sent: Option<ProvenBlock>) {
+        let Some((to, content, piece, bytes)) = self.swarm.block(block) else { return };
+        if to != peer.peer.id {
+            return;
+        }
+        let handle = self.contents.get(&content).and_then(Weak::upgrade);
+        let end = match (sent, handle) {
+            (Some(sent), Some(handle)) => {
+                self.fetcher.directory.received(peer, sent.bytes.len() as u64);
+                match self.fetcher.engine.take_block(&handle, PieceIndex(piece), &bytes, sent) {
+                    Ok(()) => BlockEnd::Verified,
+                    Err(corrupt) => {
+                        tracing::warn!(%corrupt, "wrong bytes of a block thrown away");
+                        BlockEnd::Corrupt
+                    }
+                }
+            }
+            _ => BlockEnd::Refused,
+        };
+        self.queue.push_back(Event::BlockEnded { block, end });
     }
 
     fn broadcast_interest(&self, added: &[ContentId], removed: &[ContentId]) {
@@ -459,6 +517,13 @@ impl Core {
                 // It stands still for nobody.
                 self.fetches.insert(request, (task, watch::Sender::new(true)));
             }
+            Effect::RequestBlock { block, to, content, piece, bytes } => match self.links.get(&to) {
+                Some(linked) => {
+                    let request = BlockRequest { block, content, piece, bytes };
+                    linked.sender.send(encode(&Message::BlockRequest(request)));
+                }
+                None => self.queue.push_back(Event::BlockEnded { block, end: BlockEnd::Refused }),
+            },
             Effect::Hurry { request } => {
                 if let Some((_, urge)) = self.fetches.get(&request) {
                     urge.send_replace(true);

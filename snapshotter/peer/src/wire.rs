@@ -4,14 +4,16 @@
 //! machine: sizes are checked before anything is kept, and a frame that breaks a rule ends its stream.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
-use towline_artifact::ContentId;
+use towline_artifact::{ChainingValue, ContentId, MAX_BLOCK_HASHES, MAX_BLOCK_LEN};
+use towline_modelfs::ProvenBlock;
 use towline_proto::peer::v1 as api;
-use towline_swarm::{Bitmap, Have, HavePieces};
+use towline_swarm::{Bitmap, BlockId, Have, HavePieces};
 
 use crate::auth::RequestKey;
 
@@ -56,10 +58,34 @@ pub(crate) struct Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     Hello(Hello),
-    Interest { added: Vec<ContentId>, removed: Vec<ContentId> },
-    Have { content: ContentId, have: Have },
-    Unlink { content: ContentId },
+    Interest {
+        added: Vec<ContentId>,
+        removed: Vec<ContentId>,
+    },
+    Have {
+        content: ContentId,
+        have: Have,
+    },
+    Unlink {
+        content: ContentId,
+    },
     Members(Vec<Member>),
+    BlockRequest(BlockRequest),
+    /// The answer to the request of that number; none if it is not served.
+    Block {
+        block: BlockId,
+        sent: Option<ProvenBlock>,
+    },
+}
+
+/// A request for a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BlockRequest {
+    pub(crate) block: BlockId,
+    pub(crate) content: ContentId,
+    pub(crate) piece: u32,
+    /// Within the piece; whether it is a block of it is for its table to tell.
+    pub(crate) bytes: Range<u32>,
 }
 
 /// A frame that is no message of ours.
@@ -96,6 +122,8 @@ pub(crate) fn decode(frame: &[u8]) -> Result<Message, WireError> {
         api::frame::Kind::Have(have) => from_have(have),
         api::frame::Kind::Unlink(unlink) => Ok(Message::Unlink { content: id(&unlink.content)? }),
         api::frame::Kind::Members(members) => from_members(members).map(Message::Members),
+        api::frame::Kind::BlockRequest(request) => from_block_request(&request).map(Message::BlockRequest),
+        api::frame::Kind::Block(block) => from_block(block),
     }
 }
 
@@ -118,6 +146,18 @@ fn to_wire(message: &Message) -> api::frame::Kind {
                     port: member.port.into(),
                 })
                 .collect(),
+        }),
+        Message::BlockRequest(request) => api::frame::Kind::BlockRequest(api::BlockRequest {
+            number: request.block.0,
+            content: bytes(&request.content),
+            piece: request.piece,
+            offset: request.bytes.start,
+            len: request.bytes.end - request.bytes.start,
+        }),
+        Message::Block { block, sent } => api::frame::Kind::Block(api::Block {
+            number: block.0,
+            data: sent.as_ref().map(|sent| sent.bytes.to_vec()).unwrap_or_default(),
+            hashes: sent.as_ref().map(|sent| sent.hashes.concat()).unwrap_or_default(),
         }),
     }
 }
@@ -231,6 +271,28 @@ fn from_members(members: api::Members) -> Result<Vec<Member>, WireError> {
     members.members.into_iter().map(member).collect()
 }
 
+fn from_block_request(request: &api::BlockRequest) -> Result<BlockRequest, WireError> {
+    if request.len == 0 || request.len > MAX_BLOCK_LEN {
+        return Err(WireError::Rule("block of an impossible length"));
+    }
+    let end = request.offset.checked_add(request.len).ok_or(WireError::Rule("block behind any piece"))?;
+    Ok(BlockRequest {
+        block: BlockId(request.number),
+        content: id(&request.content)?,
+        piece: request.piece,
+        bytes: request.offset..end,
+    })
+}
+
+fn from_block(block: api::Block) -> Result<Message, WireError> {
+    let (hashes, rest) = block.hashes.as_chunks::<{ size_of::<ChainingValue>() }>();
+    if block.data.len() > MAX_BLOCK_LEN as usize || hashes.len() > MAX_BLOCK_HASHES || !rest.is_empty() {
+        return Err(WireError::Rule("block or its proof of an impossible length"));
+    }
+    let sent = ProvenBlock { hashes: hashes.to_vec(), bytes: block.data.into() };
+    Ok(Message::Block { block: BlockId(block.number), sent: (!sent.bytes.is_empty()).then_some(sent) })
+}
+
 fn ids(ids: Vec<Vec<u8>>) -> Result<Vec<ContentId>, WireError> {
     if ids.len() > MAX_INTEREST {
         return Err(WireError::Rule("too many contents"));
@@ -333,12 +395,27 @@ mod tests {
             address,
             port,
         });
+        let block_request = (any::<u64>(), content(), any::<u32>(), any::<u32>(), 1..=MAX_BLOCK_LEN)
+            .prop_map(|(number, content, piece, start, len)| {
+                let start = start.min(u32::MAX - len);
+                let (block, bytes) = (BlockId(number), start..start + len);
+                Message::BlockRequest(BlockRequest { block, content, piece, bytes })
+            });
+        let sent = (
+            prop::collection::vec(any::<u8>(), 1..3000),
+            prop::collection::vec(any::<[u8; 32]>(), 0..=MAX_BLOCK_HASHES),
+        );
+        let sent = sent.prop_map(|(bytes, hashes)| ProvenBlock { bytes: bytes.into(), hashes });
+        let block = (any::<u64>(), prop::option::of(sent))
+            .prop_map(|(number, sent)| Message::Block { block: BlockId(number), sent });
         prop_oneof![
             hello,
             (ids(), ids()).prop_map(|(added, removed)| Message::Interest { added, removed }),
             (content(), have()).prop_map(|(content, have)| Message::Have { content, have }),
             content().prop_map(|content| Message::Unlink { content }),
             prop::collection::vec(member, 0..5).prop_map(Message::Members),
+            block_request,
+            block,
         ]
     }
 
@@ -367,6 +444,21 @@ mod tests {
                 ..Default::default()
             }))
         };
+        let block_request = |offset, len| {
+            let content = vec![1; 32];
+            wire(api::frame::Kind::BlockRequest(api::BlockRequest {
+                content,
+                offset,
+                len,
+                ..Default::default()
+            }))
+        };
+        let block = |data, hashes| {
+            let (data, hashes) = (vec![0; data], vec![0; hashes]);
+            wire(api::frame::Kind::Block(api::Block { number: 1, data, hashes }))
+        };
+        assert!(decode(&block_request(4096, MAX_BLOCK_LEN)).is_ok());
+        assert!(decode(&block(MAX_BLOCK_LEN as usize, 32 * MAX_BLOCK_HASHES)).is_ok());
         let all = |len, bits| have(api::have::Pieces::All(api::Bitmap { len, bits }));
         assert!(decode(&all(9, vec![0xff, 1])).is_ok());
         for wrong in [
@@ -380,6 +472,12 @@ mod tests {
                 removed: vec![],
             })),
             wire(api::frame::Kind::Hello(api::Hello { control_port: 1, bulk_port: 1, ..Default::default() })),
+            block_request(0, 0),
+            block_request(0, MAX_BLOCK_LEN + 1),
+            block_request(u32::MAX - 1, 2),
+            block(MAX_BLOCK_LEN as usize + 1, 0),
+            block(1, 31),
+            block(1, 32 * (MAX_BLOCK_HASHES + 1)),
             Vec::new(),
         ] {
             assert!(decode(&wrong).is_err());

@@ -26,6 +26,8 @@ pub(crate) enum Step {
 pub(crate) struct Gathered {
     pub(crate) steps: Vec<Step>,
     pub(crate) demand: HashSet<(ContentId, u32)>,
+    /// Parts of pieces.
+    pub(crate) blocks: HashSet<(ContentId, u32, Range<u32>)>,
     pub(crate) ahead: HashMap<ContentId, Range<u32>>,
 }
 
@@ -81,6 +83,11 @@ impl Network for Wishes {
 
     fn demand(&self, content: ContentId, pieces: Range<u32>) {
         self.lock().demand.extend(pieces.map(|piece| (content, piece)));
+        self.told.notify_one();
+    }
+
+    fn demand_block(&self, content: ContentId, piece: u32, bytes: Range<u32>) {
+        self.lock().blocks.insert((content, piece, bytes));
         self.told.notify_one();
     }
 

@@ -66,7 +66,7 @@ impl Link {
     }
 
     /// Whether what it has counts as being in this zone.
-    fn is_near(&self) -> bool {
+    pub(crate) fn is_near(&self) -> bool {
         !self.far && !self.doubted
     }
 }
@@ -108,6 +108,8 @@ pub(crate) struct Content {
     pub(crate) parked: BTreeMap<u32, Vec<Parked>>,
     /// Pieces of this node that a reader's node brings from the origin, and until when they are left to it.
     pub(crate) lent: BTreeMap<u32, Time>,
+    /// How many blocks readers wanted of a piece that is not here.
+    pub(crate) blocks: BTreeMap<u32, u8>,
     /// When a piece first could have been at its owner, in milliseconds since `added` plus one; zero for not yet.
     due: Vec<u32>,
     /// How many owners were asked in vain for a piece.
@@ -178,6 +180,7 @@ impl Content {
             ahead: 0..0,
             parked: BTreeMap::new(),
             lent: BTreeMap::new(),
+            blocks: BTreeMap::new(),
             due: vec![0; pieces as usize],
             tries: BTreeMap::new(),
             added: now,
@@ -277,6 +280,7 @@ impl Content {
         self.unsent.push(piece);
         self.tries.remove(&piece);
         self.lent.remove(&piece);
+        self.blocks.remove(&piece);
         self.pulls.retain(|&other| other != piece);
         self.demand.retain(|&other| other != piece);
         true

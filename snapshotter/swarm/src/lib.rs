@@ -6,11 +6,12 @@
 //! counts as here before [`Event::Verified`]. `docs/swarm.md` tells how it decides and how well that does.
 //!
 //! Per content the parts are: `owners` (who brings a piece into a zone), `source` (when this node does), `request`
-//! (what to ask of which peer), `links` (who tells whom), `serve` and `uploads` (who is served next); per node,
+//! (what to ask of which peer), `blocks` (what a reader gets before its piece), `links` (who tells whom), `serve` and `uploads` (who is served next); per node,
 //! `peers` (standing), `origin` (pauses) and `trouble` (what follows failures). Every queue has a bound in [`Limits`]. Nothing survives a restart but
 //! what the caller passes to [`Event::Add`].
 
 mod bitmap;
+mod blocks;
 mod content;
 mod limits;
 mod links;
@@ -31,6 +32,6 @@ mod uploads;
 
 pub use bitmap::Bitmap;
 pub use limits::{Limits, Strategy};
-pub use message::{Ask, Effect, Event, Failure, Have, HavePieces, OriginFailure, Refusal};
+pub use message::{Ask, BlockEnd, Effect, Event, Failure, Have, HavePieces, OriginFailure, Refusal};
 pub use swarm::{Counts, Swarm};
-pub use types::{Peer, PeerId, RequestId, Time, UploadId, Zone};
+pub use types::{BlockId, Peer, PeerId, RequestId, Time, UploadId, Zone};

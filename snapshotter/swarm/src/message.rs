@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towline_artifact::ContentId;
 
-use crate::{Bitmap, Peer, PeerId, RequestId, Time, UploadId};
+use crate::{Bitmap, BlockId, Peer, PeerId, RequestId, Time, UploadId};
 
 /// What a node says about a content to its links: which pieces it has, and hints.
 ///
@@ -94,6 +94,17 @@ pub enum Failure {
     Broken,
 }
 
+/// How a request for a block ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockEnd {
+    /// It was proven, and the reader has it.
+    Verified,
+    /// The peer did not serve it, or cannot be asked.
+    Refused,
+    /// What came is not in the piece.
+    Corrupt,
+}
+
 /// Why a request to the origin ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginFailure {
@@ -156,6 +167,15 @@ pub enum Event {
         /// The piece.
         piece: u32,
     },
+    /// A reader waits for part of a piece. Told again while it waits.
+    DemandBlock {
+        /// The content.
+        content: ContentId,
+        /// The piece.
+        piece: u32,
+        /// The block that the reader reads, in bytes of the piece; half-open.
+        bytes: Range<u32>,
+    },
     /// A reader will soon want these pieces, in this order; replaces what was said before.
     Ahead {
         /// The content.
@@ -196,6 +216,18 @@ pub enum Event {
         request: RequestId,
         /// Why.
         why: OriginFailure,
+    },
+    /// A request for a block ended.
+    BlockEnded {
+        /// The request; one that is under way no longer is no matter.
+        block: BlockId,
+        /// How.
+        end: BlockEnd,
+    },
+    /// A block is being sent to a peer. Nobody asks whether it may: it only counts.
+    BlockSent {
+        /// Its length in bytes.
+        len: u32,
     },
     /// A piece is gone from the disk (evicted, or the disk failed).
     Lost {
@@ -272,6 +304,19 @@ pub enum Effect {
         pieces: Range<u32>,
         /// When it will be cancelled, unless bytes arrive.
         deadline: Time,
+    },
+    /// Ask a peer for a block; answered by `BlockEnded`, or never. Nothing cancels it.
+    RequestBlock {
+        /// Its name.
+        block: BlockId,
+        /// Whom.
+        to: PeerId,
+        /// The content.
+        content: ContentId,
+        /// The piece.
+        piece: u32,
+        /// The block, in bytes of the piece; half-open.
+        bytes: Range<u32>,
     },
     /// A reader waits for a piece that is asked for already, and moves: others shall not hold it up.
     Hurry {

@@ -121,7 +121,7 @@ impl Swarm {
 
     /// Seconds until one more piece would come over a link, and more from one that wants to be spared: at the pace of all, for
     /// it is often quick because it has little to do.
-    fn cost(&self, link: &Link) -> f64 {
+    pub(crate) fn cost(&self, link: &Link) -> f64 {
         self.peers.expected(link.peer) + self.peers.pace_alone() * f64::from(link.given)
     }
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use towline_artifact::ContentId;
 
+use crate::blocks::BlockFlight;
 use crate::content::Content;
 use crate::origin::Origin;
 use crate::peers::Peers;
 use crate::rng::Rng;
 use crate::uploads::Uploads;
-use crate::{Ask, Effect, Event, Limits, Peer, PeerId, Refusal, RequestId, Time};
+use crate::{Ask, BlockId, Effect, Event, Limits, Peer, PeerId, Refusal, RequestId, Time};
 
 /// Where a request went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Counts {
     pub from_peers: u64,
     /// Verified, from the origin.
     pub from_origin: u64,
+    /// Blocks that were proven, and that readers had before their pieces.
+    pub blocks: u64,
     /// Verified, but already here: the price of hedging.
     pub twice: u64,
     /// Answers that did not match their digest.
@@ -91,6 +94,8 @@ pub struct Swarm {
     /// Pieces that had come from peers when `depth` was last worked out.
     pub(crate) adapted_at: u64,
     next_request: u64,
+    pub(crate) blocks: BTreeMap<BlockId, BlockFlight>,
+    pub(crate) next_block: u64,
     next_tick: Time,
     pub(crate) counts: Counts,
 }
@@ -115,6 +120,8 @@ impl Swarm {
             depth: limits.requests.0 as f64,
             adapted_at: 0,
             next_request: 0,
+            blocks: BTreeMap::new(),
+            next_block: 0,
             next_tick: Time::ZERO,
             counts: Counts::default(),
         }
@@ -143,6 +150,11 @@ impl Swarm {
             Event::Demand { content, piece } => {
                 self.with(content, |swarm, slot| swarm.demand(slot, piece, now, out));
             }
+            Event::DemandBlock { content, piece, bytes } => {
+                self.with(content, |swarm, slot| swarm.demand_block(slot, piece, bytes, now, out));
+            }
+            Event::BlockSent { len } => self.uploads.spend(len, &self.limits),
+            Event::BlockEnded { block, end } => self.block_ended(block, end, now, out),
             Event::Ahead { content, pieces } => {
                 self.with(content, |swarm, slot| {
                     let c = swarm.content(slot);
@@ -191,6 +203,7 @@ impl Swarm {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let busy = !self.flights.is_empty()
+            || !self.blocks.is_empty()
             || self.uploads.waiting() > 0
             || self.active.iter().filter_map(|&slot| self.contents[slot].as_ref()).any(Content::is_busy);
         busy.then_some(self.next_tick)
@@ -292,6 +305,7 @@ impl Swarm {
             out.push(Effect::Cancel { request });
             self.end_flight(request);
         }
+        self.forget_blocks(slot, None);
         let why = Refusal::NotHere;
         for upload in self.uploads.drain_slot(slot) {
             out.push(Effect::Refuse { upload: upload.id, to: upload.to, why });
@@ -309,7 +323,7 @@ impl Swarm {
         self.pump(now, out);
     }
 
-    fn demand(&mut self, slot: usize, piece: u32, now: Time, out: &mut Vec<Effect>) {
+    pub(crate) fn demand(&mut self, slot: usize, piece: u32, now: Time, out: &mut Vec<Effect>) {
         let c = self.content(slot);
         if piece >= c.pieces || c.have.has(piece) {
             return;
@@ -432,6 +446,8 @@ impl Swarm {
             self.counts.twice += 1;
             return;
         }
+        self.forget_blocks(slot, Some(piece));
+        let c = self.content(slot);
         for copy in c.under_way.get(&piece).cloned().unwrap_or_default() {
             self.drop_copy(copy, piece, out);
         }
@@ -474,6 +490,7 @@ impl Swarm {
         self.give_up_stalled(now, out);
         self.rebalance(now, out);
         self.hedge(now, out);
+        self.give_up_blocks(now, out);
         self.share_window(now);
         let mut next = 0;
         while let Some(slot) = self.next_active(&mut next) {

@@ -49,6 +49,9 @@ pub(crate) struct Uploads {
 /// A piece that so many others have is no longer rare: requests for those are served in the order they came. (With
 /// rarity alone, who has fallen behind asks for what is common and falls further behind.)
 const FRESH: u16 = 2;
+/// Bytes sent in advance that are counted, at most: blocks are sent without asking, and who asks for many shall not hold up others
+/// for long.
+const MAX_DEBT: f64 = 8.0 * PIECE_LEN as f64;
 /// Uploads at once at the start; one more with every second upload.
 const FIRST: usize = 2;
 /// Uploads that end within this many seconds leave room for as many again: their number evens out.
@@ -155,9 +158,7 @@ impl Uploads {
         upload.since = now;
         self.active.push(upload);
         self.sent += 1;
-        if limits.upload_rate.is_some() {
-            self.tokens -= PIECE_LEN as f64;
-        }
+        self.spend(PIECE_LEN as u32, limits);
         Some(upload)
     }
 
@@ -165,6 +166,13 @@ impl Uploads {
     fn copies(&self, upload: &Upload, known: u16) -> u16 {
         let same = |other: &&Upload| (other.slot, other.piece) == (upload.slot, upload.piece);
         known.saturating_add(self.active.iter().filter(same).count() as u16)
+    }
+
+    /// Counts bytes that are sent to a peer.
+    pub(crate) fn spend(&mut self, len: u32, limits: &Limits) {
+        if limits.upload_rate.is_some() {
+            self.tokens = (self.tokens - f64::from(len)).max(-MAX_DEBT);
+        }
     }
 
     fn may_send(&mut self, now: Time, limits: &Limits) -> bool {

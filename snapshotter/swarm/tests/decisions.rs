@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use towline_artifact::ContentId;
 use towline_swarm::{
-    Ask, Bitmap, Effect, Event, Failure, Have, HavePieces, Limits, OriginFailure, Peer, PeerId, Refusal,
-    RequestId, Swarm, Time, UploadId, Zone,
+    Ask, Bitmap, BlockEnd, BlockId, Effect, Event, Failure, Have, HavePieces, Limits, OriginFailure, Peer,
+    PeerId, Refusal, RequestId, Swarm, Time, UploadId, Zone,
 };
 
 const CONTENT: ContentId = ContentId([3; 32]);
@@ -556,4 +556,97 @@ fn files_come_one_after_the_other_and_one_that_does_not_come_holds_up_nobody() {
     let (mut node, _) = start();
     assert!(asked_of(&node.pass(3000), next).is_empty());
     assert!(!asked_of(&node.pass(2000), next).is_empty(), "the first does not come");
+}
+
+impl Node {
+    fn read(&mut self, piece: u32, page: u32) -> Vec<Effect> {
+        let bytes = page * 4096..(page + 1) * 4096;
+        self.apply(Event::DemandBlock { content: CONTENT, piece, bytes })
+    }
+}
+
+fn blocks(effects: &[Effect]) -> Vec<(BlockId, PeerId)> {
+    let block = |effect: &Effect| match *effect {
+        Effect::RequestBlock { block, to, .. } => Some((block, to)),
+        _ => None,
+    };
+    effects.iter().filter_map(block).collect()
+}
+
+#[test]
+fn a_page_is_asked_of_two_holders_and_its_piece_of_nobody() {
+    let mut node = Node::new(&[2, 3, 4, 5]);
+    [3, 4, 5].into_iter().for_each(|id| drop(node.tell(id, &[7])));
+    let effects = node.read(7, 9);
+    let [(first, one), (second, other)] = blocks(&effects)[..] else { panic!("{effects:?}") };
+    assert!(one != other && one != PeerId(2) && other != PeerId(2));
+    assert!(requests(&effects).is_empty() && origin(&effects).is_none());
+    assert!(node.read(7, 9).is_empty(), "told again while it waits");
+    let effects = node.apply(Event::BlockEnded { block: second, end: BlockEnd::Verified });
+    assert!(effects.is_empty() && node.swarm.block(first).is_none() && node.swarm.counts().blocks == 1);
+    assert!(requests(&node.pass(5000)).is_empty(), "nobody waits for it");
+    let long = Event::DemandBlock { content: CONTENT, piece: 7, bytes: 0..65_536 };
+    assert_eq!(blocks(&node.apply(long)).len(), 1, "a longer one is asked for once");
+}
+
+#[test]
+fn a_piece_is_demanded_when_no_holder_serves_its_block() {
+    let holders = |node: &mut Node| [3, 4].into_iter().for_each(|id| drop(node.tell(id, &[7])));
+    let mut node = Node::new(&[2, 3, 4]);
+    assert!(blocks(&node.read(8, 0)).is_empty() && node.swarm.is_urgent(node.now), "nobody has it");
+
+    let mut node = Node::new(&[2, 3, 4]);
+    holders(&mut node);
+    let asked = blocks(&node.read(7, 0));
+    let refused = |block| Event::BlockEnded { block, end: BlockEnd::Refused };
+    assert!(node.apply(refused(asked[0].0)).is_empty(), "the other may serve it");
+    assert_eq!(requests(&node.apply(refused(asked[1].0))).len(), 1);
+    assert!(blocks(&node.read(7, 0)).is_empty(), "they are not asked again and again");
+
+    let mut node = Node::new(&[2, 3, 4]);
+    holders(&mut node);
+    let asked = blocks(&node.read(7, 0));
+    assert!(requests(&node.pass(100)).is_empty());
+    assert_eq!(requests(&node.pass(200)).len(), 1, "nobody answers");
+    let late = node.apply(Event::BlockEnded { block: asked[0].0, end: BlockEnd::Verified });
+    assert!(late.is_empty() && node.swarm.counts().blocks == 1, "a late one serves all the same");
+}
+
+#[test]
+fn wrong_bytes_of_a_block_ban_their_sender_and_the_reader_gets_the_piece() {
+    let mut node = Node::new(&[2, 3]);
+    node.tell(3, &[7]);
+    let asked = blocks(&node.read(7, 0));
+    let effects = node.apply(Event::BlockEnded { block: asked[0].0, end: BlockEnd::Corrupt });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Ban { peer: PeerId(3), .. })));
+    assert!(node.swarm.is_urgent(node.now), "it is fetched");
+    assert_eq!(node.swarm.counts().corrupt, 1);
+}
+
+#[test]
+fn who_reads_on_in_a_piece_gets_all_of_it() {
+    let mut node = Node::new(&[2, 3]);
+    node.tell(3, &[7]);
+    for page in 0..8 {
+        let effects = node.read(7, page);
+        let block = blocks(&effects)[0].0;
+        assert_eq!(requests(&effects).len(), usize::from(page == 4), "page {page}");
+        node.apply(Event::BlockEnded { block, end: BlockEnd::Verified });
+    }
+}
+
+#[test]
+fn blocks_come_from_this_zone_if_it_has_them() {
+    let mut node = Node::new(&[2, 3]);
+    let far = Peer { id: PeerId(4), zone: Zone(1), weight: 1 };
+    node.apply(Event::Joined { content: CONTENT, peers: vec![far] });
+    node.tell(4, &[7, 8]);
+    node.tell(3, &[7]);
+    let bytes = 0..65_536;
+    let mut asked = |piece| {
+        let bytes = bytes.clone();
+        blocks(&node.apply(Event::DemandBlock { content: CONTENT, piece, bytes }))
+    };
+    assert_eq!(asked(7)[0].1, PeerId(3));
+    assert_eq!(asked(8)[0].1, PeerId(4));
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use towline_artifact::ContentId;
 use towline_swarm::{
-    Ask, Bitmap, Effect, Event, Failure, Have, HavePieces, Limits, OriginFailure, Peer, PeerId, Refusal,
-    RequestId, Swarm, Time, UploadId, Zone,
+    Ask, Bitmap, BlockEnd, BlockId, Effect, Event, Failure, Have, HavePieces, Limits, OriginFailure, Peer,
+    PeerId, Refusal, RequestId, Swarm, Time, UploadId, Zone,
 };
 
 const CONTENT: ContentId = ContentId([9; 32]);
@@ -26,6 +26,9 @@ enum Op {
     Fill(bool),
     Demand(u32),
     Ahead(u32, u32),
+    /// A reader of a page of a piece.
+    Read(u32, u32),
+    AnswerBlock(usize, BlockEnd),
     /// The oldest, or a later, request is answered.
     Answer(usize, Answer),
     Upload(u64, u32, bool, bool),
@@ -51,6 +54,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         6 => Just(Answer::Right), 1 => Just(Answer::Wrong), 1 => Just(Answer::Busy), 1 => Just(Answer::NotHere),
         1 => Just(Answer::Lent), 1 => (1..=PEERS).prop_map(Answer::NotOwner), 1 => Just(Answer::Broken), 1 => Just(Answer::Moves),
     ];
+    let block_end = prop_oneof![2 => Just(BlockEnd::Verified), 1 => Just(BlockEnd::Refused), 1 => Just(BlockEnd::Corrupt)];
     let op = prop_oneof![
         4 => (1..3000u32).prop_map(Op::Pass),
         3 => (peer(), 0..2u32).prop_map(|(id, zone)| Op::Join(id, zone)),
@@ -61,6 +65,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => any::<bool>().prop_map(Op::Fill),
         2 => (0..PIECES + 2).prop_map(Op::Demand),
         1 => (0..PIECES, 0..9u32).prop_map(|(at, len)| Op::Ahead(at, len)),
+        4 => (0..PIECES + 2, 0..4u32).prop_map(|(piece, page)| Op::Read(piece, page)),
+        4 => (0..6usize, block_end).prop_map(|(n, end)| Op::AnswerBlock(n, end)),
         12 => (0..8usize, answer).prop_map(|(n, answer)| Op::Answer(n, answer)),
         3 => (peer(), 0..PIECES + 2, any::<bool>(), any::<bool>()).prop_map(|(p, n, o, u)| Op::Upload(p, n, o, u)),
         2 => (0..4usize).prop_map(Op::EndUpload),
@@ -81,10 +87,17 @@ struct Model {
     banned: BTreeMap<PeerId, Time>,
     wrong: BTreeSet<PeerId>,
     wanted: BTreeSet<u32>,
+    blocks: BTreeMap<BlockId, (PeerId, u32, u32)>,
+    /// Pages that a reader waits for.
+    reads: BTreeSet<(u32, u32)>,
     uploads_open: BTreeSet<UploadId>,
     serving: Vec<UploadId>,
     next_upload: u64,
     complete: bool,
+}
+
+fn page_of(page: u32) -> std::ops::Range<u32> {
+    page * 4096..(page + 1) * 4096
 }
 
 fn name(n: u64) -> PeerId {
@@ -105,6 +118,8 @@ impl Model {
             banned: BTreeMap::new(),
             wrong: BTreeSet::new(),
             wanted: BTreeSet::new(),
+            blocks: BTreeMap::new(),
+            reads: BTreeSet::new(),
             uploads_open: BTreeSet::new(),
             serving: Vec::new(),
             next_upload: 0,
@@ -163,6 +178,23 @@ impl Model {
                     assert!(!self.have.contains(&piece) && self.under_way(piece) == 0);
                 }
                 assert!(self.requests.insert(request, (None, pieces.collect())).is_none());
+            }
+            Effect::RequestBlock { block, to, piece, bytes, .. } => {
+                let page = bytes.start / 4096;
+                assert!(
+                    self.reads.contains(&(piece, page)) && bytes == page_of(page),
+                    "nobody reads {bytes:?} of {piece}"
+                );
+                assert!(self.banned.get(&to).is_none_or(|until| *until <= self.now), "asks the banned {to}");
+                assert!(
+                    self.told.get(&to).is_some_and(|told| told.contains(&piece)),
+                    "{to} never said it has {piece}"
+                );
+                let same = self.blocks.iter().filter(|(id, flight)| {
+                    (flight.1, flight.2) == (piece, page) && self.swarm.block(**id).is_some()
+                });
+                assert!(same.count() < 2, "more than two for one block");
+                assert!(self.blocks.insert(block, (to, piece, page)).is_none());
             }
             Effect::Hurry { request } => assert!(self.requests.contains_key(&request), "hurries what is not"),
             Effect::Cancel { request } => {
@@ -289,6 +321,24 @@ impl Model {
         }
     }
 
+    fn answer_block(&mut self, nth: usize, end: BlockEnd) {
+        let Some((&block, &(to, piece, page))) = self.blocks.iter().nth(nth % self.blocks.len().max(1))
+        else {
+            return;
+        };
+        self.blocks.remove(&block);
+        // The bytes of one that was given up are not looked at.
+        if self.swarm.block(block).is_none() {
+            return;
+        }
+        match end {
+            BlockEnd::Verified => assert!(self.reads.remove(&(piece, page)), "an answer to nobody"),
+            BlockEnd::Corrupt => assert!(self.wrong.insert(to) || self.wrong.contains(&to)),
+            BlockEnd::Refused => {}
+        }
+        self.apply(Event::BlockEnded { block, end });
+    }
+
     fn act(&mut self, op: Op) {
         match op {
             Op::Pass(millis) => self.pass(Duration::from_millis(millis.into())),
@@ -333,6 +383,11 @@ impl Model {
                 self.wanted.insert(piece);
                 self.apply(Event::Demand { content: CONTENT, piece });
             }
+            Op::Read(piece, page) => {
+                self.reads.insert((piece, page));
+                self.apply(Event::DemandBlock { content: CONTENT, piece, bytes: page_of(page) });
+            }
+            Op::AnswerBlock(nth, end) => self.answer_block(nth, end),
             Op::Ahead(at, len) => self.apply(Event::Ahead { content: CONTENT, pieces: at..at + len }),
             Op::Answer(nth, answer) => self.answer(nth, answer),
             Op::Upload(peer, piece, owner, urgent) => {

@@ -4,8 +4,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use towline_artifact::PIECE_LEN;
+use towline_artifact::{PIECE_LEN, PieceTable};
 use towline_modelfs::Fault;
+use towline_swarm::Limits;
 
 use crate::nodes::{Node, Origin, Setup, cluster, connected, until, whole};
 
@@ -146,4 +147,56 @@ async fn who_has_not_the_key_is_not_admitted() {
     assert_eq!(answer.len(), 24, "the nonce of the transport and not a byte more");
     assert_eq!((stranger.peers(), node.peers()), (0, 1));
     assert!(node.reporter.report().strangers >= 3);
+}
+
+/// A node that has a content, and one that reads in it and knows no other source. The first is set up as `setup` says.
+async fn holder_and_reader(
+    setup: Setup,
+    seed: u8,
+) -> ([Node; 2], Arc<Origin>, Arc<Vec<u8>>, Arc<PieceTable>) {
+    let origin = Arc::new(Origin::default());
+    let (bytes, table) = origin.file(12 * PIECE_LEN + 5000, seed);
+    let holder = Node::start(&origin, "holder", None, setup).await;
+    let handle = holder.fill(&table);
+    whole(std::slice::from_ref(&holder), &[handle], &bytes).await;
+    *origin.fault.lock().unwrap() = Some(Fault::Gone);
+    let reader = Node::start(&origin, "reader", Some(holder.ports.0), Setup::default()).await;
+    let nodes = [holder, reader];
+    connected(&nodes).await;
+    (nodes, origin, bytes, table)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_comes_before_its_piece() {
+    // Pieces leave it at the rate of one in weeks.
+    let limits = Limits { upload_rate: Some(1), ..Limits::default() };
+    let ([_holder, reader], _, bytes, table) =
+        holder_and_reader(Setup { limits, ..Setup::default() }, 7).await;
+    let handle = reader.engine.open(&table).unwrap();
+    // The first read may come before the news of what the holder has, and then gets the one piece that may be sent in advance.
+    for at in [PIECE_LEN + 17, 3 * PIECE_LEN - 500, 7 * PIECE_LEN, 9 * PIECE_LEN + 5, 12 * PIECE_LEN + 4990] {
+        let len = 1000.min(table.file_len() - at) as u32;
+        let read = reader.engine.read(&handle, at, len).await.unwrap();
+        assert_eq!(read.as_ref(), &bytes[at as usize..][..len as usize], "at {at}");
+    }
+    let counts = reader.reporter.report().counts;
+    assert!(counts.blocks >= 4 && counts.from_peers <= 1, "{counts:?}");
+    assert!(handle.content().bytes_have() <= PIECE_LEN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_a_spoiled_piece_is_not_shown() {
+    let ([holder, reader], origin, bytes, table) = holder_and_reader(Setup::default(), 8).await;
+    let file = std::fs::File::options().write(true).open(holder.content_file(&table)).unwrap();
+    let at = 5 * PIECE_LEN + 4096;
+    file.write_all_at(&[bytes[at as usize] ^ 1], at).unwrap();
+    *origin.fault.lock().unwrap() = None;
+    let handle = reader.engine.open(&table).unwrap();
+    // In the page that is spoiled, and in another one of the same piece.
+    for at in [at, at + PIECE_LEN / 2] {
+        let read = reader.engine.read(&handle, at, 4096).await.unwrap();
+        assert!(read.as_ref() == &bytes[at as usize..][..4096], "at {at}");
+    }
+    let counts = reader.reporter.report().counts;
+    assert_eq!(counts.blocks, 0, "it cannot be proven");
 }

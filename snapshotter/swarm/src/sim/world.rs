@@ -411,7 +411,8 @@ impl<'a> World<'a> {
                 }
             }
             // Here only what was asked for as urgent moves alone.
-            Effect::Hurry { .. } | Effect::Ban { .. } => {}
+            // Readers of the simulation wait for whole pieces.
+            Effect::RequestBlock { .. } | Effect::Hurry { .. } | Effect::Ban { .. } => {}
         }
     }
 
