@@ -45,6 +45,8 @@ pub(crate) struct Connected {
     pub(crate) taken: Taken,
     pub(crate) bytes_from: AtomicU64,
     pub(crate) bytes_to: AtomicU64,
+    /// Bytes a second of the piece that came last, from its first byte on; 0 before one came.
+    pub(crate) rate: AtomicU64,
     pub(crate) since: Instant,
 }
 
@@ -65,6 +67,7 @@ impl Connected {
             taken: Taken::default(),
             bytes_from: AtomicU64::new(0),
             bytes_to: AtomicU64::new(0),
+            rate: AtomicU64::new(0),
             since: Instant::now(),
         }
     }

@@ -65,6 +65,11 @@ impl Peers {
         self.known.entry(id).or_default()
     }
 
+    /// Peers with links, but no more than `most` are counted.
+    pub(crate) fn linked(&self, most: usize) -> usize {
+        self.known.values().filter(|peer| peer.links > 0).take(most).count()
+    }
+
     /// Seconds that a piece takes from the peers of this node.
     pub(crate) fn pace(&self) -> f64 {
         self.pace.unwrap_or(FIRST_PACE)

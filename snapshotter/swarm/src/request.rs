@@ -20,6 +20,8 @@ const IDLE_GAIN: f64 = 1.5;
 const MOVE_CHANCE: u32 = 2;
 /// A reader's piece is asked of a second peer after so many times what one takes with an uplink to itself.
 const HEDGE_AFTER: f64 = 3.0;
+/// Peers over which requests are spread, if there are so many.
+const SPREAD: usize = 4;
 /// Duplicates that are started per tick while nothing else is left to ask.
 const HEDGES_PER_TICK: usize = 4;
 /// Readers' pieces that are looked at per choice.
@@ -77,8 +79,10 @@ impl Swarm {
         self.depth = self.depth.clamp(least as f64, most.max(least) as f64);
     }
 
-    fn per_peer_limit(&self, for_readers: bool, now: Time) -> usize {
-        let depth = self.request_limit(false, now) / 4;
+    fn per_peer_limit(&self, peer: PeerId, for_readers: bool, now: Time) -> usize {
+        // Of few peers each may be asked for more, of a single one everything; but not before it has sent something.
+        let peers = if self.peers.is_proven(peer) { self.peers.linked(SPREAD).max(1) } else { SPREAD };
+        let depth = self.request_limit(false, now) / peers;
         depth.max(self.limits.requests_per_peer) + usize::from(for_readers)
     }
 
@@ -127,7 +131,7 @@ impl Swarm {
 
     pub(crate) fn has_room(&self, peer: PeerId, for_readers: bool, now: Time) -> bool {
         let outstanding = self.peers.get(peer).map_or(0, |standing| standing.outstanding);
-        outstanding < self.per_peer_limit(for_readers, now) && self.peers.is_usable(peer, now)
+        outstanding < self.per_peer_limit(peer, for_readers, now) && self.peers.is_usable(peer, now)
     }
 
     /// The piece to ask of a link next.

@@ -1,13 +1,18 @@
 //! How fast one node serves another on loopback, beside the least that any data plane does: `sendfile` to a receiver that hashes.
 //!
 //! Each side is a process of its own, so that its processor time can be told. The nodes are whole ones: store, engine,
-//! decisions, authentication; the receiver verifies every piece and writes it into its store below `--dir` (a tmpfs shows the data
-//! plane alone).
+//! decisions, authentication; the receiver verifies every piece and writes it into its store. Unless `--dir` says another place, that is on a
+//! tmpfs with huge pages: it shows the data plane alone. A file system that allocates its page cache page by page (a plain tmpfs, ext4
+//! before Linux 6.16) adds as much processor time as all the rest; xfs and newer ext4 allocate it in large folios, too.
+//!
+//! Every receiver first touches the memory that it will need, whether it needs it or not: otherwise the first to run
+//! wakes the machine up for the second.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
@@ -34,11 +39,11 @@ struct Args {
     /// Length of the content in MiB.
     #[arg(long, default_value_t = 1024)]
     mib: u64,
-    /// Where the stores are.
-    #[arg(long, default_value = "/dev/shm")]
-    dir: PathBuf,
+    /// Where the stores are [default: a tmpfs with huge pages of its own, which needs root]
+    #[arg(long)]
+    dir: Option<PathBuf>,
     /// Rounds; both sides are measured in each.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     #[command(subcommand)]
     role: Option<Role>,
@@ -52,19 +57,29 @@ enum Role {
     Fetch { file: PathBuf, dir: PathBuf, port: u16 },
     /// Sends the file by `sendfile` to whoever connects, over so many connections.
     Send { file: PathBuf, connections: usize },
-    /// Receives and hashes, and writes what came if it is told where.
-    Receive { port: u16, connections: usize, len: u64, into: Option<PathBuf> },
+    /// Receives and hashes, and writes what came into `dir` if it is told to.
+    Receive {
+        port: u16,
+        connections: usize,
+        len: u64,
+        dir: PathBuf,
+        #[arg(action = clap::ArgAction::Set)]
+        write: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match args.role {
-        None => compare(&args),
+        None => match &args.dir {
+            Some(dir) => compare(&args, dir),
+            None => Err(on_huge_pages(&args)?),
+        },
         Some(Role::Serve { file, dir }) => runtime()?.block_on(serve(&file, &dir)),
         Some(Role::Fetch { file, dir, port }) => runtime()?.block_on(fetch(&file, &dir, port)),
         Some(Role::Send { file, connections }) => send(&file, connections),
-        Some(Role::Receive { port, connections, len, into }) => {
-            receive(port, connections, len, into.as_deref())
+        Some(Role::Receive { port, connections, len, dir, write }) => {
+            receive(port, connections, len, &dir, write)
         }
     }
 }
@@ -81,9 +96,26 @@ struct Took {
     receiver: f64,
 }
 
+/// Becomes this program again with a tmpfs that nobody else sees and that ends with it. Returns why that failed.
+fn on_huge_pages(args: &Args) -> anyhow::Result<anyhow::Error> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "a tmpfs with huge pages needs root; or name a place with --dir"
+    );
+    let mount = format!(
+        "mount -t tmpfs -o huge=within_size,size={}m huge-pages /mnt && exec \"$0\" --dir /mnt --mib {} --rounds {}",
+        4 * args.mib + 512,
+        args.mib,
+        args.rounds
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &mount]).arg(std::env::current_exe()?);
+    Ok(anyhow::Error::new(command.exec()).context("start unshare"))
+}
+
 #[expect(clippy::print_stdout, reason = "the figures are its output")]
-fn compare(args: &Args) -> anyhow::Result<()> {
-    let scratch = tempfile::Builder::new().prefix("towline-data-plane").tempdir_in(&args.dir)?;
+fn compare(args: &Args, dir: &Path) -> anyhow::Result<()> {
+    let scratch = tempfile::Builder::new().prefix("towline-data-plane").tempdir_in(dir)?;
     let file = scratch.path().join("content");
     let len = args.mib << 20;
     // The content, the two stores, and the buffers of two nodes.
@@ -92,9 +124,8 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     let gb = len as f64 / 1e9;
     let mut ratios = Vec::new();
     for round in 1..=args.rounds {
-        let into = scratch.path().join("received");
-        let plain = best(&file, len, None)?;
-        let written = best(&file, len, Some(&into))?;
+        let plain = best(&file, len, scratch.path(), false)?;
+        let written = best(&file, len, scratch.path(), true)?;
         let ours = nodes(&file, &scratch.path().join(format!("round{round}")))?;
         ratios.push((plain.wall / ours.wall, written.wall / ours.wall));
         for (name, took) in [
@@ -121,13 +152,13 @@ fn compare(args: &Args) -> anyhow::Result<()> {
         median(written),
         args.rounds
     );
-    println!("{} MiB in {}; machine: {}", args.mib, args.dir.display(), Machine::look(&args.dir));
+    println!("{} MiB in {}; machine: {}", args.mib, dir.display(), Machine::look(dir));
     Ok(())
 }
 
 /// With one connection or four, whichever is faster.
-fn best(file: &Path, len: u64, into: Option<&Path>) -> anyhow::Result<Took> {
-    let (one, four) = (raw(file, 1, len, into)?, raw(file, 4, len, into)?);
+fn best(file: &Path, len: u64, dir: &Path, write: bool) -> anyhow::Result<Took> {
+    let (one, four) = (raw(file, 1, len, dir, write)?, raw(file, 4, len, dir, write)?);
     Ok(if one.wall < four.wall { one } else { four })
 }
 
@@ -162,23 +193,18 @@ fn line(child: &mut Child) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn raw(file: &Path, connections: usize, len: u64, into: Option<&Path>) -> anyhow::Result<Took> {
+fn raw(file: &Path, connections: usize, len: u64, dir: &Path, write: bool) -> anyhow::Result<Took> {
     let file = file.display().to_string();
     let mut sender = role(&["send", &file, &connections.to_string()])?;
     let port = line(&mut sender)?;
-    let (count, len, into) =
-        (connections.to_string(), len.to_string(), into.map(|path| path.display().to_string()));
-    let mut args = vec!["receive", &port, &count, &len];
-    args.extend(into.as_deref());
-    let mut receiver = role(&args)?;
+    let (count, len, dir, write) =
+        (connections.to_string(), len.to_string(), dir.display().to_string(), write.to_string());
+    let mut receiver = role(&["receive", &port, &count, &len, &dir, &write])?;
     let took = line(&mut receiver)?;
     let (wall, cpu) = took.split_once(' ').context("two numbers")?;
     let sent: f64 = line(&mut sender)?.parse()?;
     sender.wait()?;
     receiver.wait()?;
-    if let Some(into) = &into {
-        std::fs::remove_file(into)?;
-    }
     Ok(Took { wall: wall.parse()?, sender: sent, receiver: cpu.parse()? })
 }
 
@@ -203,6 +229,16 @@ fn nodes(file: &Path, dir: &Path) -> anyhow::Result<Took> {
 fn cpu() -> f64 {
     let ticks = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     ticks.tv_sec as f64 + ticks.tv_nsec as f64 / 1e9
+}
+
+/// Touches as much memory as a file of `len` bytes in `dir` takes, just before a transfer: the host of a virtual machine may have
+/// taken back what was free, in whole huge pages, and those are what a file system with large folios uses first.
+fn touch(dir: &Path, len: u64) -> std::io::Result<()> {
+    let path = dir.join("touched");
+    let file = std::fs::File::create(&path)?;
+    let block = vec![1; PIECE_LEN as usize];
+    (0..len / PIECE_LEN).try_for_each(|n| file.write_all_at(&block, n * PIECE_LEN))?;
+    std::fs::remove_file(&path)
 }
 
 #[expect(clippy::print_stdout, reason = "read by the parent")]
@@ -234,12 +270,14 @@ fn send(path: &Path, connections: usize) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "read by the parent")]
-fn receive(port: u16, connections: usize, len: u64, into: Option<&Path>) -> anyhow::Result<()> {
+fn receive(port: u16, connections: usize, len: u64, dir: &Path, write: bool) -> anyhow::Result<()> {
     let sockets: Vec<TcpStream> =
         (0..connections).map(|_| TcpStream::connect(("127.0.0.1", port))).collect::<std::io::Result<_>>()?;
+    touch(dir, len)?;
     let (started, before) = (Instant::now(), cpu());
     let pieces = len / PIECE_LEN;
-    let written = into.map(std::fs::File::create).transpose()?;
+    let into = dir.join("received");
+    let written = write.then(|| std::fs::File::create(&into)).transpose()?;
     std::thread::scope(|scope| {
         let written = written.as_ref();
         for (n, mut socket) in sockets.into_iter().enumerate() {
@@ -257,6 +295,9 @@ fn receive(port: u16, connections: usize, len: u64, into: Option<&Path>) -> anyh
         }
     });
     println!("{} {}", started.elapsed().as_secs_f64(), cpu() - before);
+    if write {
+        std::fs::remove_file(&into)?;
+    }
     Ok(())
 }
 
@@ -343,6 +384,7 @@ async fn fetch(path: &Path, dir: &Path, port: u16) -> anyhow::Result<()> {
     let (engine, _) = node(dir, Some(port), FileSource(None)).await?;
     // The decisions wait a moment after a start, for nodes that start together; that is not the data plane's.
     tokio::time::sleep(Duration::from_secs(1)).await;
+    touch(dir, table.file_len())?;
     let (started, before) = (Instant::now(), cpu());
     let handle = engine.open(&table)?;
     engine.start_fill(&[(Arc::clone(&handle), 0..table.piece_count())]);
