@@ -37,6 +37,8 @@ const WAKE_LEN: usize = 64 << 10;
 /// On fast links, what arrives in this time: with 64 KiB a receiver of 1 GB/s spends as much on waking up as on hashing. Within it a gate
 /// that closes is noticed, and what then still moves holds up a reader's piece.
 const WAKE_TIME: Duration = Duration::from_millis(10);
+/// If it has not come by then, the link is not that fast any more.
+const WAKE_PATIENCE: Duration = Duration::from_millis(50);
 /// What a connection that stands still lets its sender send: a kernel's buffers would take megabytes more of the link.
 const PAUSED_WINDOW: usize = 2048;
 /// More than any window.
@@ -279,7 +281,7 @@ async fn ask_on(
     progress();
     let begun = Instant::now();
     let mut told = begun;
-    let wake_len = wake_len(peer.rate.load(Ordering::Relaxed));
+    let mut wake_len = wake_len(peer.rate.load(Ordering::Relaxed));
     let mut buffer = buffers.take();
     buffer.end().extend_from_slice(&head[head_len..]);
     if buffer.len() > len {
@@ -301,7 +303,19 @@ async fn ask_on(
             }
             window_at_most(&stream, ANY_WINDOW);
         }
-        if (&mut stream).take(missing as u64).read_buf(buffer.end()).await? == 0 {
+        let mut rest = (&mut stream).take(missing as u64);
+        let reading = rest.read_buf(buffer.end());
+        let read = if wakes_at > WAKE_LEN {
+            let Ok(read) = tokio::time::timeout(WAKE_PATIENCE, reading).await else {
+                wake_len = WAKE_LEN;
+                peer.rate.store(0, Ordering::Relaxed);
+                continue;
+            };
+            read?
+        } else {
+            reading.await?
+        };
+        if read == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         if told.elapsed() >= PROGRESS {

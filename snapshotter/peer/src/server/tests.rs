@@ -369,3 +369,38 @@ async fn readers_have_connections_of_their_own() {
         assert_eq!(pool.idle(), kept);
     }
 }
+
+#[tokio::test]
+async fn a_link_that_becomes_slow_is_noticed_within_the_piece() {
+    let bench = Bench::start().await;
+    let (listener, key) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), bench.server.theirs.clone());
+    let bulk = listener.local_addr().unwrap();
+    let server = Arc::new(Connected { bulk, ..clone_of(&bench.server) });
+    // As after a piece of a fast link: the receiver would sleep until all of the next one is here.
+    server.rate.store(10 << 30, Ordering::Relaxed);
+    let (half, go_on) = (PIECE_LEN as usize / 2, Arc::new(tokio::sync::Notify::new()));
+    let goes_on = Arc::clone(&go_on);
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let number = read_head(&mut socket, HEAD_TIME).await.unwrap().unwrap().unwrap().request.number;
+        let head = write_piece(number, &piece_range(0, FILE_LEN), FILE_LEN, &key);
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&vec![7; half]).await.unwrap();
+        goes_on.notified().await;
+        socket.write_all(&vec![7; half]).await.unwrap();
+    });
+    let (pool, buffers, gate, range) =
+        (Arc::new(Pool::default()), Buffers::default(), Gate::default(), piece_range(0, FILE_LEN));
+    let (request, mut urgent) = (bench.request(0), fill());
+    let asking = ask((&pool, &buffers, &gate), &server, request, &range, &mut urgent, || ());
+    let noticing = async {
+        while server.rate.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        go_on.notify_one();
+    };
+    let both = async { tokio::join!(asking, noticing) };
+    let (piece, ()) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+    assert_eq!(piece.unwrap().as_ref(), vec![7; PIECE_LEN as usize]);
+    assert!(server.rate.load(Ordering::Relaxed) > 0, "the next one is measured by this one");
+}
