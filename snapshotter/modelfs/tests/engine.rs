@@ -232,9 +232,9 @@ async fn stopping_wakes_readers() {
     assert!(matches!(reader.await.unwrap(), Err(ReadError::Stopping)));
 }
 
-/// A network that brings nothing and notes which blocks and which pieces readers want.
+/// A network that brings nothing and notes which blocks and which pieces readers want, and from which piece on they are thought to read.
 #[derive(Default)]
-struct Blocks(Mutex<Vec<(u32, Range<u32>)>>, Mutex<Vec<u32>>);
+struct Blocks(Mutex<Vec<(u32, Range<u32>)>>, Mutex<Vec<u32>>, Mutex<Option<u32>>);
 
 impl Network for Blocks {
     fn join(&self, _: &Arc<ContentHandle>) -> bool {
@@ -247,7 +247,9 @@ impl Network for Blocks {
     fn demand_block(&self, _: ContentId, piece: u32, bytes: Range<u32>) {
         self.0.lock().unwrap().push((piece, bytes));
     }
-    fn ahead(&self, _: ContentId, _: Range<u32>) {}
+    fn ahead(&self, _: ContentId, pieces: Range<u32>) {
+        *self.2.lock().unwrap() = Some(pieces.start);
+    }
     fn start_fill(&self, _: FillId, _: Vec<(ContentId, Range<u32>)>) {}
     fn stop_fill(&self, _: FillId) {}
 }
@@ -285,20 +287,24 @@ async fn a_reader_is_served_by_a_block_that_is_proven_and_by_no_other() {
     assert!(bench.engine.take_block(&here, PieceIndex(0), &block, proven.clone()).is_err());
     assert!(bench.engine.try_read(&here, at, 500).is_none() && !read.is_finished(), "nobody has seen it");
     bench.engine.take_block(&here, index, &block, proven).unwrap();
+    assert_eq!(*blocks.2.lock().unwrap(), None);
     assert_eq!(read.await.unwrap(), &bytes[at as usize..][..500]);
     assert_eq!(here.content().bytes_have(), 0, "it is not stored");
     assert!(bench.engine.try_read(&here, at + 4096, 500).is_none(), "what is beside it is not here");
-    // Over a border of pieces, longer than a block, and both.
+    // In a piece, at its start, over a border of pieces, longer than a block, and both of these.
     let last = (PIECE_LEN - 4096) as u32;
-    for (offset, len, parts, pieces) in [
-        (PIECE_LEN - 1, 2, vec![(0, last..PIECE_LEN as u32), (1, 0..4096)], vec![]),
-        (0, 200_000, vec![], vec![0]),
-        (PIECE_LEN - 5, 200_000, vec![(0, last..PIECE_LEN as u32)], vec![1]),
+    for (offset, len, parts, pieces, ahead) in [
+        (4096, 1, vec![(0, 4096..8192)], vec![], None),
+        (0, 1, vec![(0, 0..4096)], vec![], Some(0)),
+        (PIECE_LEN - 1, 2, vec![(0, last..PIECE_LEN as u32), (1, 0..4096)], vec![], Some(1)),
+        (0, 200_000, vec![], vec![0], Some(1)),
+        (PIECE_LEN - 5, 200_000, vec![(0, last..PIECE_LEN as u32)], vec![1], Some(2)),
     ] {
         *blocks.0.lock().unwrap() = Vec::new();
         let read = bench.engine.read(&here, offset, len);
         assert!(tokio::time::timeout(Duration::from_millis(10), read).await.is_err());
         assert_eq!(*blocks.0.lock().unwrap(), parts);
+        assert_eq!(blocks.2.lock().unwrap().take(), ahead, "{len} bytes at {offset}");
         assert_eq!(std::mem::take(&mut *blocks.1.lock().unwrap()), pieces);
     }
     bench.end().await;

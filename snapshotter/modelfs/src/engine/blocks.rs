@@ -26,21 +26,26 @@ impl Engine {
     pub(super) fn demand_of(&self, network: &Arc<dyn Network>, handle: &ContentHandle, bytes: Range<u64>) {
         let id = handle.content.id();
         let (first, last) = (PieceIndex::containing(bytes.start), PieceIndex::containing(bytes.end - 1));
-        let mut near = last.0 + 1;
+        let mut near = None;
         for index in (first.0..=last.0).map(PieceIndex).filter(|&index| !handle.content.has(index)) {
             let within = |at: u64| {
                 u32::try_from(at.saturating_sub(index.offset()).min(PIECE_LEN)).expect("at most a piece")
             };
             match handle.table().block_around(index, within(bytes.start)..within(bytes.end)) {
+                // A few pages anywhere tell nothing of what is read next; at the start of a piece comes who reads in order.
                 Some(block) => {
+                    near = near.or((block.start == 0).then_some(index.0));
                     network.demand_block(id, index.0, block);
-                    // The piece is then what the reader comes near.
-                    near = near.min(index.0);
                 }
-                None => network.demand(id, index.0..index.0 + 1),
+                None => {
+                    near = near.or(Some(last.0 + 1));
+                    network.demand(id, index.0..index.0 + 1);
+                }
             }
         }
-        self.ahead(network, handle, near);
+        if let Some(near) = near {
+            self.ahead(network, handle, near);
+        }
     }
 
     /// Takes a block that a peer sent: readers that wait for it get it. It is not stored, and is not kept for long.
