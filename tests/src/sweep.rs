@@ -16,6 +16,10 @@ use crate::scratch::MARK;
 /// How long killed processes may take to go. A process in uninterruptible sleep may take longer; it is then reported.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How many looks in a row must find nothing. A process that is just becoming another program has no environment for a moment, and a
+/// machine that is busy makes it a long one.
+const LOOKS: usize = 5;
+
 /// What becomes of the directory of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Directory {
@@ -31,10 +35,12 @@ pub fn sweep(dir: &Path, directory: Directory) -> Vec<String> {
     let mut left = Vec::new();
     let containers = containers(dir);
     let deadline = Instant::now() + PATIENCE;
+    let mut quiet = 0;
     loop {
         let mut alive = marked_processes(dir);
         alive.extend(containers.iter().filter_map(Container::running_init));
-        if alive.is_empty() {
+        quiet = if alive.is_empty() { quiet + 1 } else { 0 };
+        if quiet == LOOKS {
             break;
         }
         if Instant::now() > deadline {
