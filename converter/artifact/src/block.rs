@@ -6,10 +6,10 @@
 
 use std::ops::Range;
 
-use blake3::hazmat::{self, HasherExt, Mode};
+use blake3::hazmat::{self, Mode};
 use bytes::Bytes;
 
-use crate::piece::{ContentId, Corrupt, PIECE_LEN, PieceIndex, PieceTable};
+use crate::piece::{ContentId, Corrupt, PIECE_LEN, PieceIndex, PieceTable, chaining_value};
 
 /// Blocks begin at multiples of this many bytes of their piece: a page.
 pub const BLOCK_ALIGN: u32 = 4096;
@@ -97,7 +97,10 @@ impl PieceTable {
         }
         let mut hashes = Vec::new();
         let matches = self.climb(index, block, |at, inside| {
-            let value = chaining_value(index, at.start, &piece[at.start as usize..at.end as usize]);
+            let value = chaining_value(
+                index.offset() + u64::from(at.start),
+                &piece[at.start as usize..at.end as usize],
+            );
             if !inside {
                 hashes.push(value);
             }
@@ -127,7 +130,7 @@ impl PieceTable {
                 return hashes.next().copied();
             }
             let own = (at.start - block.start) as usize..(at.end - block.start) as usize;
-            Some(chaining_value(index, at.start, &bytes[own]))
+            Some(chaining_value(index.offset() + u64::from(at.start), &bytes[own]))
         });
         let matches = matches.unwrap_or_else(|| self.matches(index, &bytes));
         if !matches || hashes.next().is_some() {
@@ -179,13 +182,6 @@ fn children(
         Some(hazmat::merge_subtrees_non_root(&left, &right, Mode::Hash))
     };
     Some((side(at.start..middle)?, side(middle..at.end)?))
-}
-
-fn chaining_value(index: PieceIndex, start: u32, bytes: &[u8]) -> ChainingValue {
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(index.offset() + u64::from(start));
-    hasher.update(bytes);
-    hasher.finalize_non_root()
 }
 
 #[cfg(test)]

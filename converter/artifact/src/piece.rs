@@ -131,10 +131,15 @@ impl Sha256 {
 #[must_use]
 pub fn hash_piece(index: PieceIndex, bytes: &[u8]) -> PieceDigest {
     debug_assert!(!bytes.is_empty() && bytes.len() as u64 <= PIECE_LEN);
+    PieceDigest(chaining_value(index.offset(), bytes))
+}
+
+/// Chaining value of the subtree at `offset` of a file, in bytes, whose bytes are `bytes`.
+pub(crate) fn chaining_value(offset: u64, bytes: &[u8]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(index.offset());
+    hasher.set_input_offset(offset);
     hasher.update(bytes);
-    PieceDigest(hasher.finalize_non_root())
+    hasher.finalize_non_root()
 }
 
 /// Merges the piece digests of a file of at least two pieces to its content id.
