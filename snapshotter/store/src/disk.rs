@@ -37,7 +37,7 @@ pub(crate) struct Counters {
 pub(crate) struct Root {
     path: PathBuf,
     pub(crate) counters: Counters,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Root {
@@ -214,7 +214,19 @@ fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     if foreign { Err(StoreError::NotAStore { root: path.to_path_buf() }) } else { Ok(()) }
 }
 
-fn lock(root: &Path) -> Result<File, StoreError> {
+/// The store is this process's until it is dropped.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file is not enough: a process that another thread is just starting has a copy of the descriptor
+    /// until it becomes its program, and a lock lasts as long as any copy (flock(2)). Unlocking ends it for all.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock(root: &Path) -> Result<Lock, StoreError> {
     let path = root.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -225,7 +237,7 @@ fn lock(root: &Path) -> Result<File, StoreError> {
         .open(&path)
         .map_err(doing("open", path.display()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(Errno::WOULDBLOCK) => Err(StoreError::Locked { root: root.to_path_buf() }),
         Err(errno) => Err(doing("lock", path.display())(errno)),
     }
@@ -309,5 +321,21 @@ pub(crate) fn remove_dir_all(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(doing("remove", path.display())(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_though_a_child_still_has_its_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(StoreError::Locked { .. })));
+        let inherited = held.0.try_clone().unwrap();
+        drop(held);
+        lock(dir.path()).expect("free");
+        drop(inherited);
     }
 }
