@@ -8,14 +8,14 @@ use std::ops::Range;
 
 use crate::{BlockEnd, BlockId, Effect, PeerId, Swarm, Time};
 
-/// A block this short is asked of two holders at once: the later answer costs less than waiting for the wrong one.
-const SHORT: u32 = 16 << 10;
-/// Blocks that are asked for of one piece; who wants more of it is better served by all of it.
-const PER_PIECE: u8 = 4;
-/// In place of that number: somebody refused one, and the piece is demanded.
-const NO_MORE: u8 = u8::MAX;
-/// Requests for blocks under way. A reader waits for two, so that is many readers of as many pieces.
-const AT_ONCE: usize = 64;
+/// What readers wanted of a piece that is not here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted {
+    /// So many blocks.
+    Blocks(u32),
+    /// A block that nobody sent: only the piece serves.
+    Piece,
+}
 
 /// A request for a block under way.
 #[derive(Clone, Debug)]
@@ -52,9 +52,15 @@ impl Swarm {
         if self.blocks.values().any(|flight| flight.is_for(slot, piece, &bytes)) {
             return;
         }
-        let asked = self.content(slot).blocks.entry(piece).or_default();
-        *asked = asked.saturating_add(1);
-        let (reads_on, refused) = (*asked > PER_PIECE, *asked == NO_MORE);
+        let per_piece = self.limits.blocks_per_piece;
+        let wanted = self.content(slot).blocks.entry(piece).or_insert(Wanted::Blocks(0));
+        let (refused, reads_on) = match wanted {
+            Wanted::Piece => (true, false),
+            Wanted::Blocks(count) => {
+                *count = count.saturating_add(1);
+                (false, *count > per_piece)
+            }
+        };
         let asks = !refused && self.ask_for_block(slot, piece, &bytes, now, out);
         if !asks || reads_on {
             self.demand(slot, piece, now, out);
@@ -70,8 +76,8 @@ impl Swarm {
         now: Time,
         out: &mut Vec<Effect>,
     ) -> bool {
-        let most = if bytes.end - bytes.start <= SHORT { 2 } else { 1 };
-        let room = AT_ONCE.saturating_sub(self.blocks.len()).min(most);
+        let most = if bytes.end - bytes.start <= self.limits.short_block { 2 } else { 1 };
+        let room = self.limits.blocks.saturating_sub(self.blocks.len()).min(most);
         let Some(c) = &self.contents[slot] else { return false };
         let holders =
             c.links.iter().filter(|link| link.have.has(piece) && self.peers.is_usable(link.peer, now));
@@ -116,7 +122,7 @@ impl Swarm {
         }
         // The reader has the other answer to wait for, or needs the piece.
         if !self.blocks.values().any(|flight| flight.is_for(slot, piece, &bytes)) {
-            self.content(slot).blocks.insert(piece, NO_MORE);
+            self.content(slot).blocks.insert(piece, Wanted::Piece);
             self.demand(slot, piece, now, out);
         }
     }

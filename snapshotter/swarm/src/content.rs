@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use towline_artifact::ContentId;
 
+use crate::blocks::Wanted;
 use crate::owners::Owners;
 use crate::rng::IdMap;
 use crate::{Bitmap, HavePieces, Limits, Peer, PeerId, RequestId, Strategy, Time, UploadId};
@@ -108,8 +109,8 @@ pub(crate) struct Content {
     pub(crate) parked: BTreeMap<u32, Vec<Parked>>,
     /// Pieces of this node that a reader's node brings from the origin, and until when they are left to it.
     pub(crate) lent: BTreeMap<u32, Time>,
-    /// How many blocks readers wanted of a piece that is not here.
-    pub(crate) blocks: BTreeMap<u32, u8>,
+    /// Of which pieces that are not here readers wanted blocks.
+    pub(crate) blocks: BTreeMap<u32, Wanted>,
     /// When a piece first could have been at its owner, in milliseconds since `added` plus one; zero for not yet.
     due: Vec<u32>,
     /// How many owners were asked in vain for a piece.

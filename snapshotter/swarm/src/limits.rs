@@ -39,6 +39,12 @@ pub struct Limits {
     pub requests_for_demand: usize,
     /// Pieces asked of one peer at once: one that it sends and one that waits, so that its uplink never pauses.
     pub requests_per_peer: usize,
+    /// Requests for blocks under way. A reader waits for two, so that is many readers of as many pieces.
+    pub blocks: usize,
+    /// Blocks that are asked for of one piece; who wants more of it is better served by all of it.
+    pub blocks_per_piece: u32,
+    /// A block of so many bytes is asked of two holders at once: the later answer costs less than waiting for the wrong one.
+    pub short_block: u32,
     /// Copies of one piece under way at once, the first included.
     pub copies: usize,
     /// Requests to the origin under way at once, while few take part; where many do, one.
@@ -121,6 +127,9 @@ impl Default for Limits {
             request_time: Duration::from_millis(500),
             requests_for_demand: 4,
             requests_per_peer: 2,
+            blocks: 64,
+            blocks_per_piece: 4,
+            short_block: 16 << 10,
             copies: 2,
             origin_requests: 2,
             origin_pipeline: 8,
