@@ -26,6 +26,8 @@ mod gate;
 mod http;
 mod key;
 mod kubernetes;
+#[cfg(test)]
+mod liar;
 mod link;
 mod names;
 mod net;
