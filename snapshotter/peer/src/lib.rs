@@ -31,6 +31,7 @@ mod liar;
 mod link;
 mod names;
 mod net;
+mod page_cache;
 mod plan;
 mod report;
 mod server;

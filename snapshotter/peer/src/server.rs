@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::Advice;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -27,6 +26,7 @@ use crate::client::WITHDRAW;
 use crate::directory::{Connected, Directory};
 use crate::gate::Gate;
 use crate::http::{Asked, BadHead, MAX_HEAD_LEN, read_request, write_error, write_piece, write_refusal};
+use crate::page_cache;
 use crate::socket::hold_at_most;
 use crate::turns::{Place, Turns};
 
@@ -300,7 +300,7 @@ async fn send_piece(
     use rustix::net::{SendFlags, send};
     let len = usize::try_from(range.end - range.start).expect("at most a piece");
     let piece = match piece {
-        PieceBytes::File(file) => PieceBytes::File(into_page_cache(file, range.start, len).await?),
+        PieceBytes::File(file) => PieceBytes::File(into_page_cache(file, range.clone()).await?),
         memory @ PieceBytes::Memory(_) => memory,
     };
     let write = |sent: usize| -> io::Result<usize> {
@@ -340,15 +340,16 @@ async fn send_piece(
     Ok(())
 }
 
-/// Has the kernel read the range, on a thread that may wait for the disk: `sendfile` would let a thread of the runtime wait.
-async fn into_page_cache(file: Arc<File>, start: u64, len: usize) -> io::Result<Arc<File>> {
-    let read = tokio::task::spawn_blocking(move || {
-        let len = std::num::NonZeroU64::new(len as u64);
-        // Advice: without it `sendfile` reads for itself.
-        let _ = rustix::fs::fadvise(&*file, start, len, Advice::WillNeed);
+/// Sees to it that sending the range does not wait for the disk, which would hold up everything on its thread of the runtime.
+async fn into_page_cache(file: Arc<File>, range: Range<u64>) -> io::Result<Arc<File>> {
+    if page_cache::holds(&file, &range) {
+        return Ok(file);
+    }
+    let brought = tokio::task::spawn_blocking(move || {
+        page_cache::bring(&file, &range);
         file
     });
-    read.await.map_err(io::Error::other)
+    brought.await.map_err(io::Error::other)
 }
 
 async fn in_time<T>(sent: impl Future<Output = io::Result<T>>) -> io::Result<T> {

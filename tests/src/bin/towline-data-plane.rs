@@ -1,12 +1,10 @@
 //! How fast one node serves another on loopback, beside the least that any data plane does: `sendfile` to a receiver that hashes.
 //!
 //! Each side is a process of its own, so that its processor time can be told. The nodes are whole ones: store, engine,
-//! decisions, authentication; the receiver verifies every piece and writes it into its store. Unless `--dir` says another place, that is on a
-//! tmpfs with huge pages: it shows the data plane alone. A file system that allocates its page cache page by page (a plain tmpfs, ext4
-//! before Linux 6.16) adds as much processor time as all the rest; xfs and newer ext4 allocate it in large folios, too.
+//! decisions, authentication; the receiver verifies every piece and writes it into its store.
 //!
-//! Every receiver first touches the memory that it will need, whether it needs it or not: otherwise the first to run
-//! wakes the machine up for the second.
+//! What allocates the page cache is not measured: whoever writes finds its file's pages there. Unless `--dir` says another place,
+//! they are huge pages of a tmpfs, as near as can be to the large folios of xfs and of ext4 since Linux 6.16.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -231,14 +229,13 @@ fn cpu() -> f64 {
     ticks.tv_sec as f64 + ticks.tv_nsec as f64 / 1e9
 }
 
-/// Touches as much memory as a file of `len` bytes in `dir` takes, just before a transfer: the host of a virtual machine may have
-/// taken back what was free, in whole huge pages, and those are what a file system with large folios uses first.
-fn touch(dir: &Path, len: u64) -> std::io::Result<()> {
-    let path = dir.join("touched");
-    let file = std::fs::File::create(&path)?;
+/// Gives a file that will be received its page cache. What allocating that costs is between the file system and, in a virtual
+/// machine, the host, which may have taken back what was free: up to five times what receiving costs, or nothing.
+fn allocate(path: &Path, len: u64) -> std::io::Result<std::fs::File> {
+    let file = std::fs::File::options().create(true).truncate(false).write(true).open(path)?;
     let block = vec![1; PIECE_LEN as usize];
     (0..len / PIECE_LEN).try_for_each(|n| file.write_all_at(&block, n * PIECE_LEN))?;
-    std::fs::remove_file(&path)
+    Ok(file)
 }
 
 #[expect(clippy::print_stdout, reason = "read by the parent")]
@@ -273,11 +270,10 @@ fn send(path: &Path, connections: usize) -> anyhow::Result<()> {
 fn receive(port: u16, connections: usize, len: u64, dir: &Path, write: bool) -> anyhow::Result<()> {
     let sockets: Vec<TcpStream> =
         (0..connections).map(|_| TcpStream::connect(("127.0.0.1", port))).collect::<std::io::Result<_>>()?;
-    touch(dir, len)?;
+    let into = dir.join("received");
+    let written = write.then(|| allocate(&into, len)).transpose()?;
     let (started, before) = (Instant::now(), cpu());
     let pieces = len / PIECE_LEN;
-    let into = dir.join("received");
-    let written = write.then(|| std::fs::File::create(&into)).transpose()?;
     std::thread::scope(|scope| {
         let written = written.as_ref();
         for (n, mut socket) in sockets.into_iter().enumerate() {
@@ -384,9 +380,11 @@ async fn fetch(path: &Path, dir: &Path, port: u16) -> anyhow::Result<()> {
     let (engine, _) = node(dir, Some(port), FileSource(None)).await?;
     // The decisions wait a moment after a start, for nodes that start together; that is not the data plane's.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    touch(dir, table.file_len())?;
-    let (started, before) = (Instant::now(), cpu());
     let handle = engine.open(&table)?;
+    let id = table.content().to_string();
+    // Where the store keeps it; which pieces are there is not told by the file.
+    allocate(&dir.join("content").join(&id[..2]).join(&id), table.file_len())?;
+    let (started, before) = (Instant::now(), cpu());
     engine.start_fill(&[(Arc::clone(&handle), 0..table.piece_count())]);
     while !handle.content().is_complete() {
         tokio::time::sleep(Duration::from_millis(1)).await;
