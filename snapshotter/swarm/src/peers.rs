@@ -19,6 +19,8 @@ pub(crate) struct Standing {
     /// Its last word on how many uploads it has.
     pub(crate) queue: u16,
     rest_until: Time,
+    /// Rests since it last served.
+    rests: u32,
     failures: u32,
     banned_until: Time,
     bans: u32,
@@ -115,23 +117,31 @@ impl Peers {
         self.pace = Some(smooth(self.pace, took.as_secs_f64()));
         let peer = self.entry(id);
         peer.pace = Some(smooth(peer.pace, each));
-        peer.failures = 0;
+        (peer.failures, peer.rests) = (0, 0);
         self.each = Some(smooth(self.each, each));
     }
 
-    /// It stalled, refused or broke off: it rests, longer each time in a row. True when its word on what it has is no
-    /// longer to be relied on.
+    /// It stalled, refused or broke off: it rests. True when its word on what it has is no longer to be relied on.
     pub(crate) fn failed(&mut self, id: PeerId, now: Time, limits: &Limits) -> bool {
-        let general = self.pace();
-        self.pace = Some((general * 1.05).min(60.0));
+        self.rest(id, now, limits);
         let peer = self.entry(id);
-        let rest = Duration::from_millis(500).saturating_mul(1 << peer.failures.min(10)).min(limits.rest_max);
         peer.failures = peer.failures.saturating_add(1);
-        peer.rest_until = now + rest;
-        if peer.pace.is_some() {
-            peer.pace = Some((peer.pace.unwrap_or(general) * 1.5).min(60.0));
-        }
         peer.failures >= peer.doubt_at()
+    }
+
+    /// It is not asked for a while, longer each time in a row. All requests that were under way to it when the rest began may fail with
+    /// the first, and are not another time: thirty at once would make it thirty seconds.
+    pub(crate) fn rest(&mut self, id: PeerId, now: Time, limits: &Limits) {
+        let general = self.pace();
+        let peer = self.entry(id);
+        if peer.rest_until > now {
+            return;
+        }
+        let rest = Duration::from_millis(500).saturating_mul(1 << peer.rests.min(10)).min(limits.rest_max);
+        peer.rests = peer.rests.saturating_add(1);
+        peer.rest_until = now + rest;
+        peer.pace = peer.pace.map(|pace| (pace * 1.5).min(60.0));
+        self.pace = Some((general * 1.05).min(60.0));
     }
 
     /// Whether it failed often enough, and has not served since, that its word is not relied on.
@@ -243,10 +253,23 @@ mod tests {
     #[test]
     fn failures_rest_a_peer_and_never_ban_it() {
         let (mut peers, limits, id) = (Peers::default(), Limits::default(), PeerId(1));
-        for _ in 0..1000 {
-            peers.failed(id, Time::ZERO, &limits);
+        let mut now = Time::ZERO;
+        let mut rests = Vec::new();
+        while rests.last() != Some(&limits.rest_max) {
+            // All that is under way fails at once, and once more while it rests.
+            for millis in [0, 0, 0, 499] {
+                peers.failed(id, now + Duration::from_millis(millis), &limits);
+            }
+            assert!(!peers.is_banned(id, now) && !peers.is_usable(id, now));
+            let until = peers.entry(id).rest_until;
+            rests.push(until.since(now));
+            now = until;
+            assert!(peers.is_usable(id, now));
         }
-        assert!(!peers.is_banned(id, Time::ZERO) && !peers.is_usable(id, Time::ZERO));
-        assert!(peers.is_usable(id, Time::ZERO + limits.rest_max));
+        let millis: Vec<u128> = rests.iter().map(Duration::as_millis).collect();
+        assert_eq!(millis, [500, 1000, 2000, 4000, 8000, 16_000, 30_000]);
+        peers.served(id, Duration::from_millis(10), 1);
+        peers.rest(id, now, &limits);
+        assert!(peers.is_usable(id, now + Duration::from_millis(500)) && !peers.is_doubted(id));
     }
 }

@@ -83,7 +83,9 @@ impl Swarm {
         // Of few peers each may be asked for more, of a single one everything; but not before it has sent something.
         let peers = if self.peers.is_proven(peer) { self.peers.linked(SPREAD).max(1) } else { SPREAD };
         let depth = self.request_limit(false, now) / peers;
-        depth.max(self.limits.requests_per_peer) + usize::from(for_readers)
+        // What its line does not take is refused, and a peer that refuses rests.
+        let line = self.limits.upload_queue_per_peer - 1;
+        depth.min(line).max(self.limits.requests_per_peer) + usize::from(for_readers)
     }
 
     fn pump_content(

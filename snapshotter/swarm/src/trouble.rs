@@ -78,9 +78,7 @@ impl Swarm {
             }
             Failure::Broken => self.doubt(flight.slot, peer, now, out),
             // It is there and says so: it rests, and its word stands.
-            Failure::Refused(Refusal::Busy) => {
-                self.peers.failed(peer, now, &self.limits);
-            }
+            Failure::Refused(Refusal::Busy) => self.peers.rest(peer, now, &self.limits),
         }
         self.advance(flight.slot, now, out);
     }
