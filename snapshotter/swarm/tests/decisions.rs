@@ -650,3 +650,39 @@ fn blocks_come_from_this_zone_if_it_has_them() {
     assert_eq!(asked(7)[0].1, PeerId(3));
     assert_eq!(asked(8)[0].1, PeerId(4));
 }
+
+#[test]
+fn the_only_peer_is_asked_for_what_its_line_takes_and_a_line_that_is_full_costs_a_moment() {
+    const PIECES: u32 = 4096;
+    let (limits, me, peer) = (Limits::default(), Peer { id: ME, zone: Zone(0), weight: 1 }, PeerId(2));
+    let mut node = Node { swarm: Swarm::new(me, limits, 5), now: Time::ZERO };
+    node.apply(Event::Add { content: CONTENT, have: Bitmap::new(PIECES) });
+    node.apply(Event::Joined { content: CONTENT, peers: vec![Peer { id: peer, ..me }] });
+    let all = Bitmap::from_words(PIECES, vec![u64::MAX; PIECES as usize / 64]).unwrap();
+    node.say(peer.0, HavePieces::All(Arc::new(all)), Duration::ZERO);
+    node.pass(600);
+    let asked_in = |effects: Vec<Effect>| {
+        effects.into_iter().filter_map(|effect| match effect {
+            Effect::Request { request, piece, .. } => Some((request, piece)),
+            _ => None,
+        })
+    };
+    // A piece a millisecond.
+    let mut asked: std::collections::VecDeque<_> =
+        asked_in(node.apply(Event::Fill { content: CONTENT, on: true })).collect();
+    let mut most = 0;
+    for _ in 0..1000 {
+        most = most.max(asked.len());
+        let (request, piece) = asked.pop_front().expect("there is more to ask for");
+        node.now = node.now + Duration::from_millis(1);
+        let effects = node.apply(Event::Verified { request, content: CONTENT, piece });
+        asked.extend(asked_in(effects));
+        asked.extend(asked_in(node.apply(Event::Tick)));
+    }
+    assert_eq!(most, limits.upload_queue_per_peer - 1);
+    for (request, _) in asked {
+        let refused = Event::Failed { request, why: Failure::Refused(Refusal::Busy) };
+        assert_eq!(asked_in(node.apply(refused)).count(), 0, "it rests");
+    }
+    assert!(asked_in(node.pass(700)).count() > 0, "and not for longer than after one refusal");
+}
