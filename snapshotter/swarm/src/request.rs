@@ -84,7 +84,7 @@ impl Swarm {
         let peers = if self.peers.is_proven(peer) { self.peers.linked(SPREAD).max(1) } else { SPREAD };
         let depth = self.request_limit(false, now) / peers;
         // What its line does not take is refused, and a peer that refuses rests.
-        let line = self.limits.upload_queue_per_peer - 1;
+        let line = self.limits.upload_queue_per_peer.saturating_sub(1);
         depth.min(line).max(self.limits.requests_per_peer) + usize::from(for_readers)
     }
 
