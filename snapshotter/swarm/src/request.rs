@@ -80,7 +80,7 @@ impl Swarm {
     }
 
     fn per_peer_limit(&self, peer: PeerId, for_readers: bool, now: Time) -> usize {
-        // Of few peers each may be asked for more, of a single one everything; but not before it has sent something.
+        // Of few peers each may be asked for more, a single one for all that its line takes; but not before it has sent something.
         let peers = if self.peers.is_proven(peer) { self.peers.linked(SPREAD).max(1) } else { SPREAD };
         let depth = self.request_limit(false, now) / peers;
         // What its line does not take is refused, and a peer that refuses rests.
